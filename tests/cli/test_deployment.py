@@ -4,6 +4,8 @@ overwritten."""
 import csv
 import io
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +121,36 @@ def test_no_output_goes_into_the_folder_of_a_run(
     assert (outcome.code, outcome.out) == (2, "")
     assert outcome.err.splitlines()[-1].startswith("taet: error: ")
     assert {path: path.is_file() and path.read_bytes() for path in run.rglob("*")} == before
+
+
+LATER = """
+import sys, torch
+large = {{"pandas", "sklearn", "matplotlib", "torchvision", "onnx", "sympy", "jinja2"}}
+large |= {{"torch._dynamo", "torch._inductor", "torch.export"}}
+large -= {{*sys.modules}}  # what torch reads itself
+from taet.cli import main
+for words in {calls}:
+    assert main(words) == 0, words
+    assert not large & {{*sys.modules}}, (words, large & {{*sys.modules}})
+"""
+
+
+def test_a_command_reads_no_library_that_it_does_not_use(
+    finished: Any, digits: Path, tmp_path: Path
+) -> None:
+    """Each of them takes up to a second and 100 MB."""
+    run = str(finished.folder)
+    weights = str(tmp_path / "weights.safetensors")
+    calls = [
+        ["check"],
+        ["check", run],
+        ["predict", run, str(digits), "--attack", "pgd-2"],
+        ["export", run, "--format", "safetensors", "--out", weights],
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", LATER.format(calls=calls)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

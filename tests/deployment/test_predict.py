@@ -145,6 +145,15 @@ def test_table_and_csv(trained: Path, folder: Path, answered: Predictions) -> No
     assert sure.to_csv().splitlines()[1].split(",")[2] == "1.0", "and not True"
 
 
+def test_the_csv_is_that_of_the_table(trained: Path, folder: Path) -> None:
+    (folder / 'a "cut", long name.png').write_bytes(b"no image")
+    found = predict(trained, folder, attack=ATTACK)
+    named = dataclasses.replace(found, class_names=('cat, "big"', "tail\n", " ä"))
+    table = named.table(2)
+    table["survives"] = table["survives"].map({True: "true", False: "false"})
+    assert named.to_csv(2) == table.to_csv(index=False, lineterminator="\n")
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [

@@ -1,10 +1,12 @@
 """Predictions of a finished run for new images, and whether each survives an attack."""
 
+import csv
 import html
+import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,22 +73,13 @@ class Predictions:
         `top` above 1: the next classes follow as class_2, probability_2, and so on. None: the image
         could not be read.
         """
-        import pandas  # takes a second, and only this needs it
+        import pandas  # takes a second and 50 MB, and only this needs it
 
-        ranked = np.argsort(-self.probabilities, axis=1, kind="stable")[:, :top]
-        shares = np.take_along_axis(self.probabilities, ranked, 1).astype(np.float64).round(DIGITS)
-        columns: dict[str, object] = {"path": self.paths}
-        for place, (labels, share) in enumerate(zip(ranked.T, shares.T, strict=True), 1):
-            ending = "" if place == 1 else f"_{place}"
-            columns[f"class{ending}"] = np.asarray(self.class_names, dtype=object)[labels]
-            columns[f"probability{ending}"] = share
-        if self.survives is not None:
-            columns["survives"] = self.survives
+        columns = self._columns(top)
+        errors = columns.pop("error", None)
         table = pandas.DataFrame(columns, dtype=object)
-        unread = np.array(self.errors, dtype=object) != ""
-        table.loc[unread, table.columns[1:]] = None
-        if unread.any():
-            table["error"] = [error or None for error in self.errors]
+        if errors is not None:
+            table["error"] = errors
         return table
 
     def to_csv(self, top: int = 1) -> str:
@@ -94,10 +87,35 @@ class Predictions:
 
         The column survives is true or false, and unknown values are empty.
         """
-        table = self.table(top)
-        if "survives" in table:
-            table["survives"] = table["survives"].map({True: "true", False: "false"})
-        return table.to_csv(index=False, lineterminator="\n")
+        columns = self._columns(top)
+        if "survives" in columns:
+            words = {True: "true", False: "false", None: None}
+            columns["survives"] = [words[survived] for survived in columns["survives"]]
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+        return text.getvalue()
+
+    def _columns(self, top: int) -> dict[str, list[Any]]:
+        """Return the columns of the table; None is an unknown value."""
+        ranked = np.argsort(-self.probabilities, axis=1, kind="stable")[:, :top]
+        shares = np.take_along_axis(self.probabilities, ranked, 1).astype(np.float64).round(DIGITS)
+        columns: dict[str, list[Any]] = {}
+        for place, (labels, share) in enumerate(zip(ranked.T, shares.T, strict=True), 1):
+            ending = "" if place == 1 else f"_{place}"
+            columns[f"class{ending}"] = [self.class_names[label] for label in labels]
+            columns[f"probability{ending}"] = share.tolist()
+        if self.survives is not None:
+            columns["survives"] = self.survives.tolist()
+        for name, values in columns.items():
+            columns[name] = [
+                None if error else value for value, error in zip(values, self.errors, strict=True)
+            ]
+        columns = {"path": [*self.paths], **columns}
+        if self.unread:
+            columns["error"] = [error or None for error in self.errors]
+        return columns
 
     def _repr_html_(self) -> str:
         """Return the summary and the table, as a notebook shows them; of many images the first and
