@@ -38,6 +38,10 @@ DECIDING_ROWS = (
     *("clean-stage-bcl", "harl", "harl-bcl", "reat"),
 )
 """The rows that get replicates 4 to 10 on both CIFAR-10-LT sets."""
+ANCHORED_ROWS = ("at", "at-bsl", "clean-stage-bcl", "reat")
+"""The rows that are also trained with the passes and attack steps of the protocol `taet`."""
+CUTS_OF_CIFAR10 = ("cifar10-lt-ir10", "cifar10-lt-ir50")
+ANCHOR_PASSES = 1100
 VARIANCE = {"data.seed": "subset", "data.class_order": "class-order", "seed": "initialisation"}
 """What the variance components redraw, each alone, and its name in folders."""
 
@@ -54,6 +58,8 @@ class Row:
     """By budget: the epochs of the published and of the other value of the knob."""
     own: Settings = field(default_factory=dict)
     title: str = ""
+    passes: tuple[float, ...] = ()
+    """Counted passes of an image in a training of 90, with the published and the other value."""
 
     @property
     def shown(self) -> str:
@@ -133,7 +139,7 @@ class BenchmarkRun:
     """One training of the benchmark with its evaluation."""
 
     stage: str
-    """tuning, main or variance; also the folder of its card."""
+    """tuning, main, variance or anchor; also the folder of its card."""
     tier: str
     data_set: DataSet
     row: Row
@@ -159,7 +165,14 @@ class BenchmarkRun:
         """The folder of its card below results/benchmark, which is also that of its run."""
         if self.stage == "main":
             return Path(self.tier, self.data_set.name)
+        if self.stage == "anchor":
+            return Path(self.tier, self.stage, self.data_set.name)
         return Path(self.tier, self.stage)
+
+    @property
+    def passes(self) -> int:
+        """The budget: passes of the network per training image."""
+        return ANCHOR_PASSES if self.stage == "anchor" else self.data_set.passes
 
     @property
     def seeds(self) -> dict[str, int]:
@@ -181,7 +194,7 @@ class BenchmarkRun:
             "model.name": rules.network[self.tier],
             "threat.eps": eps / 255,
             "threat.step_size": 0.75 * eps / 255,
-            "training.epochs": self.row.epochs[str(self.data_set.passes)][self.choice % 2],
+            "training.epochs": self.row.epochs[str(self.passes)][self.choice % 2],
             "evaluation.attacks": COLUMNS,
             **self.row.own,
             **rules.choices(self.row)[self.choice],
@@ -193,6 +206,8 @@ class BenchmarkRun:
                 "data.test": "validation",
             }
             del found["data.test_max_count"]
+        if self.stage == "anchor":
+            found |= {"threat.steps": 10, "threat.step_size": 0.25 * eps / 255}
         return {name: tuple(v) if isinstance(v, list) else v for name, v in found.items()}
 
 
@@ -235,6 +250,15 @@ def variance_runs(tier: str, chosen: Mapping[str, int]) -> Iterator[BenchmarkRun
             )
 
 
+def anchor_runs(tier: str, chosen: Mapping[str, int]) -> Iterator[BenchmarkRun]:
+    """Yield replicate 1 of four rows with 1,100 passes and ten attack steps: does the order of the
+    small budget hold?"""
+    rules = protocol()
+    for name, row in itertools.product(CUTS_OF_CIFAR10, ANCHORED_ROWS):
+        if row in chosen:
+            yield BenchmarkRun("anchor", tier, rules.sets[name], rules.rows[row], 1, chosen[row])
+
+
 def runs_of(rows: Iterable[str], tier: str, chosen: Mapping[str, int]) -> Iterator[BenchmarkRun]:
     """Yield tuning and replicates 1 to 3 of some rows: what puts a method on the page."""
     wanted = {*rows}
@@ -268,7 +292,6 @@ def all_runs(
     they are known.
     """
     rules = protocol()
-    cut = ("cifar10-lt-ir10", "cifar10-lt-ir50")
     others = [name for name in rules.rows if name not in FIRST_ROWS]
     yield from tuning_runs(tier)
     yield from main_runs(tier, chosen, FIRST_ROWS, rules.sets, [1])
@@ -276,5 +299,6 @@ def all_runs(
     yield from main_runs(tier, chosen, rules.rows, rules.sets, [2, 3])
     yield from autoattack_runs(tier, chosen, best or {})
     yield from variance_runs(tier, chosen)
-    yield from main_runs(tier, chosen, DECIDING_ROWS, cut, range(4, 11))
+    yield from main_runs(tier, chosen, DECIDING_ROWS, CUTS_OF_CIFAR10, range(4, 11))
+    yield from anchor_runs(tier, chosen)
     yield from main_runs(tier, chosen, rules.rows, ATTACKED_SETS, [1, 2, 3], AUTOATTACK)

@@ -2,12 +2,16 @@
 
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
+import figure
+import measured
 import page
 import plan
+import questions
 import run
 from taet import methods, protocols
 from taet.card.card import ResultCard
@@ -15,6 +19,7 @@ from taet.card.column import Column
 from taet.errors import UserError
 from taet.settings import override
 
+SVG = "{http://www.w3.org/2000/svg}"
 LABELS = np.repeat(np.arange(10), 20)
 ROWS = {"at-bsl": 0.40, "at": 0.15, "trades": 0.40, "mart": 0.35}
 
@@ -26,11 +31,18 @@ def as_planned(one: plan.BenchmarkRun) -> dict[str, Any]:
     return {"config": override(start, one.settings()).model_dump(mode="json")}
 
 
-def card(accuracy: float, one: plan.BenchmarkRun, test_images: str = "ab" * 32) -> ResultCard:
+def card(
+    accuracy: float,
+    one: plan.BenchmarkRun,
+    test_images: str = "ab" * 32,
+    attacks: tuple[str, ...] = plan.COLUMNS,
+) -> ResultCard:
     """A card whose every class has this accuracy under quick, up to a little luck."""
     draws = np.random.default_rng([one.replicate, int(1000 * accuracy)])
     columns = []
-    for attack, share in (("clean", 1.5), ("pgd-20", 1.1), ("quick", 1.0)):
+    shares = {"clean": 1.5, "pgd-20": 1.1, "quick": 1.0, "autoattack": 0.9}
+    for attack in attacks:
+        share = shares[attack]
         right = np.tile(np.arange(20) < round(20 * accuracy * share), 10)
         right ^= draws.random(len(right)) < 0.01
         ball = {"norm": None, "eps": None, "bounded": False}
@@ -78,8 +90,20 @@ def cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def found(replicates: range = range(1, 4)) -> page.Measured:
-    return page.measured(plan.protocol().sets["cifar10-lt-ir10"], replicates)
+def found(replicates: range = range(1, 4)) -> measured.Measured:
+    data_set = plan.protocol().sets["cifar10-lt-ir10"]
+    return measured.measured(data_set, dict.fromkeys(ROWS, 0), "small", replicates)
+
+
+def scored(scores: dict[str, list[float]], set_name: str = "cifar10-lt-ir10") -> measured.Measured:
+    """A set with these balanced accuracies by row and replicate, and no images."""
+    one = measured.Measured(plan.protocol().sets[set_name])
+    for row, values in scores.items():
+        by_replicate = dict(enumerate(values, 1))
+        one.correct[row] = dict.fromkeys(by_replicate, np.ones(3, bool))
+        one.scores.setdefault(("quick", "balanced"), {})[row] = by_replicate
+    one.labels = np.array([0, 1, 2])
+    return one
 
 
 @pytest.mark.usefixtures("cards")
@@ -90,7 +114,7 @@ def test_numbers_are_the_means_of_the_cards() -> None:
 
 @pytest.mark.usefixtures("cards")
 def test_a_difference_has_the_interval_of_the_formula() -> None:
-    compared = page.comparisons(found(), range(1, 4))
+    compared = measured.comparisons(found())
     assert set(compared) == set(ROWS) - {"at-bsl"}
     assert compared["at"].difference == pytest.approx(-0.25, abs=0.02)
     assert compared["at"].significant
@@ -99,34 +123,34 @@ def test_a_difference_has_the_interval_of_the_formula() -> None:
 
 @pytest.mark.usefixtures("cards")
 def test_the_rows_stand_in_the_order_of_their_accuracy() -> None:
-    lines = page.set_table(found(), range(1, 4))[2:]
-    assert [line.split(" | ")[0].strip("| ") for line in lines][-1] == "at"
+    lines = [line for line in page.set_table(found())[2:] if line.startswith("|")]
+    assert lines[-1].startswith("| at |")
 
 
 @pytest.mark.usefixtures("cards")
 def test_what_is_missing_is_the_first_line() -> None:
-    text = page.page().splitlines()
+    text = page.page(page.evidence()).splitlines()
     assert text[3].startswith("**This benchmark is not finished.**")
     assert "12 of 285 runs of replicates 1 to 3" in text[3]
 
 
 @pytest.mark.usefixtures("cards")
 def test_a_question_without_its_runs_is_not_answered() -> None:
-    assert page.answer(4, [found()], range(1, 4)) == "**Not answered yet:** its runs are missing."
+    assert page.answers(page.evidence())[3] == "**Not answered yet:** its runs are missing."
 
 
 @pytest.mark.usefixtures("cards")
 def test_rows_beside_at_bsl_are_named_when_they_have_replicates() -> None:
-    text = page.answer(1, [found()], range(1, 4))
-    assert text == "CIFAR-10-LT, ratio 10: significantly above AT-BSL: none; below: at."
+    assert questions.class_priors([found()]) == [
+        "CIFAR-10-LT, ratio 10: significantly above AT-BSL: none; below: at."
+    ]
 
 
 def test_a_term_is_the_difference_of_the_rows_with_and_without_it() -> None:
-    one = found(range(0))
-    for row, score in (("clean-stage-bcl", 0.30), ("harl-bcl", 0.275)):
-        one.correct[row] = dict.fromkeys((1, 2, 3), np.ones(3, bool))
-        one.scores.setdefault(page.SCORE, {})[row] = dict.fromkeys((1, 2, 3), score)
-    assert page.terms(one) == ["CIFAR-10-LT, ratio 10 (points, exploratory): clean stage +2.5."]
+    one = scored({"clean-stage-bcl": [0.30] * 3, "harl-bcl": [0.275] * 3})
+    assert questions.terms_of(one) == [
+        "CIFAR-10-LT, ratio 10 (points, exploratory): clean stage +2.5."
+    ]
 
 
 @pytest.mark.usefixtures("cards")
@@ -134,11 +158,11 @@ def test_a_collapsed_row_gets_no_interval() -> None:
     one = next(plan.main_runs("small", {"mart": 0}, ["mart"], ["cifar10-lt-ir10"], [2]))
     card(0.07, one).save(run.card_path(one))
     run.load.cache_clear()
-    assert "mart" not in page.comparisons(found(), range(1, 4))
+    assert "mart" not in measured.comparisons(found())
 
 
 def test_the_committed_page_is_that_of_the_committed_cards() -> None:
-    assert page.PAGE.read_text(encoding="utf-8") == page.page()
+    assert page.PAGE.read_text(encoding="utf-8") == page.page(page.evidence())
 
 
 @pytest.mark.usefixtures("cards")
@@ -147,8 +171,8 @@ def test_a_row_that_diverged_in_a_replicate_says_so_and_has_no_interval() -> Non
         run.card_path(one).unlink()
         run.divergence_path(one).write_text("{}")
     of_set = found()
-    assert "at" not in page.comparisons(of_set, range(1, 4))
-    (line,) = [text for text in page.set_table(of_set, range(1, 4)) if text.startswith("| at |")]
+    assert "at" not in measured.comparisons(of_set)
+    (line,) = [text for text in page.set_table(of_set) if text.startswith("| at |")]
     assert line.startswith("| at | 2, 1 diverged |")
     assert line.endswith("| – |")
 
@@ -173,23 +197,118 @@ def test_a_card_on_other_test_images_is_refused() -> None:
 
 
 def test_means_are_over_the_replicates_that_all_rows_have() -> None:
-    one = found(range(0))
-    one.scores[page.SCORE] = {"at": {1: 0.3, 2: 0.1}, "at-bsl": {1: 0.25}}
-    one.correct = {"at": dict.fromkeys((1, 2), np.ones(3, bool)), "at-bsl": {1: np.ones(3, bool)}}
-    assert one.mean("at", *page.SCORE) == 0.3
+    one = scored({"at": [0.3, 0.1], "at-bsl": [0.25]})
+    assert one.score("at") == 0.3
 
 
 def test_one_replicate_says_nothing_about_a_term() -> None:
-    one = found(range(0))
-    for row, score in (("clean-stage-bcl", 0.30), ("harl-bcl", 0.275)):
-        one.correct[row] = {1: np.ones(3, bool)}
-        one.scores.setdefault(page.SCORE, {})[row] = {1: score}
-    assert page.terms(one) == []
+    assert questions.terms_of(scored({"clean-stage-bcl": [0.30], "harl-bcl": [0.275]})) == []
 
 
 def test_a_term_is_compared_between_tuning_runs_of_one_learning_rate(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     scores = {("reat", 0): 0.30, ("at-bsl", 0): 0.28, ("reat", 2): 0.31}
-    monkeypatch.setattr(page, "tuning_score", lambda one: scores.get((one.row.name, one.choice)))
-    assert page.tuned_terms()[2:] == ["| TAIL: REAT, minus AT-BSL | +2.0 | – |"]
+    monkeypatch.setattr(
+        questions, "tuning_score", lambda one: scores.get((one.row.name, one.choice))
+    )
+    assert questions.tuned_terms()[2:] == ["| TAIL: REAT, minus AT-BSL | +2.0 | – |"]
+
+
+def test_the_noise_of_a_run_is_what_rows_and_replicates_leave() -> None:
+    # residuals of rows and replicates: +-0.005 in every cell, with one degree of freedom
+    noise, _ = measured.noise_of(scored({"at-bsl": [0.30, 0.31], "at": [0.20, 0.23]}))
+    assert noise.degrees == 1
+    assert noise.deviation == pytest.approx(0.01)
+    assert noise.by_row == pytest.approx((0.01, 0.01))
+
+
+@pytest.mark.usefixtures("cards")
+def test_the_noise_stands_under_the_table_of_a_set() -> None:
+    noise, _ = measured.noise_of(found())
+    assert page.set_table(found())[-1] == (
+        f"The noise of a single run is s = {100 * noise.deviation:.2f} points, with 6 degrees of "
+        "freedom."
+    )
+
+
+def test_the_two_cuts_of_cifar10_count_half_each_in_a_mean_rank() -> None:
+    first = scored({"at": [0.3], "at-bsl": [0.2]}, "cifar10-lt-ir10")
+    second = scored({"at": [0.3], "at-bsl": [0.2]}, "cifar10-lt-ir50")
+    third = scored({"at": [0.2], "at-bsl": [0.3]}, "gtsrb")
+    found_ranks = measured.ranks([first, second, third])
+    assert found_ranks["at"] == measured.Rank(mean=1.5, highest=1.0, lowest=2.0)
+
+
+def test_rows_are_not_ranked_while_a_set_lacks_one() -> None:
+    first = scored({"at": [0.3], "at-bsl": [0.2]}, "cifar10-lt-ir10")
+    assert measured.ranks([first, scored({"at": [0.2]}, "gtsrb")]) == {}
+
+
+def test_a_row_that_diverged_has_the_last_rank() -> None:
+    one = scored({"at": [0.3], "at-bsl": [0.2]})
+    one.diverged["at"] = [2]
+    assert measured.ranks([one])["at"].lowest == 2.0
+
+
+@pytest.mark.usefixtures("cards")
+def test_autoattack_is_compared_once_every_row_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert found().attack == "quick"
+    few = {name: plan.protocol().rows[name] for name in ROWS}
+    monkeypatch.setattr(
+        measured, "protocol", lambda: plan.Protocol({}, {}, (), {}, plan.protocol().sets, few)
+    )
+    planned = [
+        *plan.main_runs("small", dict.fromkeys(ROWS, 0), ROWS, ["cifar10-lt-ir10"], [1, 2, 3])
+    ]
+    assert measured.compared_attack(planned) == "quick"
+    for one in planned:
+        card(ROWS[one.row.name], one, attacks=plan.AUTOATTACK).save(run.card_path(one))
+    assert measured.compared_attack(planned) == "autoattack"
+
+
+def test_published_differences_are_those_of_the_papers_tables() -> None:
+    taet, reat = questions.published_differences()[2:]
+    assert "| +5.5 |" in taet  # 25.30 and 19.79
+    assert "| +0.9 |" in reat  # 32.08 and 31.15
+
+
+def test_luck_names_the_largest_and_the_smallest_deviation() -> None:
+    found_components = [
+        questions.Component("at", "subset", [0.20, 0.21, 0.22]),
+        questions.Component("at", "class-order", [0.20, 0.24, 0.28]),
+    ]
+    (text,) = questions.luck(found_components)
+    assert text.startswith(
+        "The largest standard deviation is 4.0 points (class-order of at), the smallest 1.0 "
+        "(subset of at)"
+    )
+
+
+def test_the_order_at_1100_passes_is_compared_row_by_row() -> None:
+    small = scored({"at": [0.1], "at-bsl": [0.2], "reat": [0.3], "clean-stage-bcl": [0.4]})
+    small.scores["clean", "balanced"] = {}
+    anchors = {"at": 0.5, "at-bsl": 0.6, "reat": 0.7, "clean-stage-bcl": 0.8}
+    text = questions.orders([small], {"cifar10-lt-ir10": anchors}, {})
+    assert text == [
+        "CIFAR-10-LT, ratio 10, against 1,100 passes: Spearman's rank correlation 1.00 over 4 rows."
+    ]
+
+
+@pytest.mark.usefixtures("cards")
+def test_the_picture_has_a_mark_for_mean_and_tail_of_every_row(tmp_path: Path) -> None:
+    path = tmp_path / "picture.svg"
+    figure.draw([found(), scored({}, "gtsrb")], path)
+    drawing = ElementTree.parse(path)
+    for set_name, rows in (("cifar10-lt-ir10", len(ROWS)), ("gtsrb", 0)):
+        for group in ("balanced", "tail"):
+            marks = drawing.findall(f".//*[@id='{set_name}-{group}']//{SVG}use")
+            assert len(marks) == rows
+
+
+@pytest.mark.usefixtures("cards")
+def test_the_picture_of_the_same_cards_is_the_same_file(tmp_path: Path) -> None:
+    paths = tmp_path / "first.svg", tmp_path / "second.svg"
+    for path in paths:
+        figure.draw([found(), found()], path)
+    assert paths[0].read_bytes() == paths[1].read_bytes()

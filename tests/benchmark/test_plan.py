@@ -80,6 +80,15 @@ def test_variance_components_redraw_one_seed_alone() -> None:
         assert sorted(redrawn)[:2] == [1, 1]
 
 
+def test_anchors_take_ten_attack_steps_and_1100_passes() -> None:
+    runs = list(plan.anchor_runs("small", CHOSEN))
+    assert len(runs) == 8
+    for run in runs:
+        threat = asked(run).threat
+        assert (threat.steps, threat.step_size) == (10, pytest.approx(2 / 255))
+        assert run.passes == 1100
+
+
 @pytest.mark.parametrize("row", CHOSEN)
 def test_every_setting_of_a_row_can_be_trained(row: str) -> None:
     for run in plan.tuning_runs("small"):
@@ -99,16 +108,19 @@ def test_the_command_of_a_run_asks_for_its_settings(row: str) -> None:
 @pytest.mark.parametrize("row", CHOSEN)
 def test_the_epochs_of_a_row_are_those_of_the_counted_passes(row: str) -> None:
     own = plan.protocol().rows[row]
+    data_set = plan.protocol().sets["cifar10-lt-ir50"]
     for budget, epochs in own.epochs.items():
+        stage = "anchor" if budget == str(plan.ANCHOR_PASSES) else "main"
         for choice, expected in enumerate(epochs):
-            run = plan.BenchmarkRun(
-                "main", "small", plan.protocol().sets["cifar10-lt-ir50"], own, 1, choice
-            )
-            assert epochs_for_passes(asked(run), FACTS, float(budget)).epochs == expected
+            run = plan.BenchmarkRun(stage, "small", data_set, own, 1, choice)
+            counted = epochs_for_passes(asked(run), FACTS, float(budget))
+            assert counted.epochs == expected
+            if budget == "90":
+                assert counted.passes == pytest.approx(own.passes[choice], abs=0.05)
 
 
 def test_the_name_of_a_run_is_its_own() -> None:
     runs = {(run.place, run.name, run.attacks) for run in plan.all_runs("small", CHOSEN)}
     folders = {(run.place, run.name) for run in plan.all_runs("small", CHOSEN)}
-    assert len(folders) == 76 + 19 * 5 * 3 + 30 + 9 * 2 * 7
+    assert len(folders) == 76 + 19 * 5 * 3 + 30 + 9 * 2 * 7 + 8
     assert len(runs) > len(folders)
