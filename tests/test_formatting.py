@@ -16,6 +16,10 @@ from taet import formatting
         (128 / 255, "128/255"),
         (0.0, "0"),
         (1.0, "255/255"),
+        (2.5 / 255, "2.5/255"),
+        (0.25 / 255, "0.25/255"),
+        (0.1, "0.1"),  # 25.5/255
+        (0.0125, "0.0125"),
     ],
 )
 def test_a_size_is_a_fraction_of_255_where_it_is_one(eps: float, text: str) -> None:

@@ -71,7 +71,7 @@ def wrapping_user_code(what: str) -> Iterator[None]:
     except UserError:
         raise
     except (Exception, SystemExit) as error:
-        hint = "; a smaller --batch-size takes less memory" if is_out_of_memory(error) else ""
+        hint = "; a smaller batch size takes less memory" if is_out_of_memory(error) else ""
         raise UserError(f"{what}: {exception_text(error)}{hint}") from error
 
 

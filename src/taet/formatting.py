@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 
+SHORT_NUMBER = 6  # characters of a size that is as readable as a fraction, such as 0.0125
 MISSING = "–"  # stands for a number that was not measured
 DURATION = re.compile(r"(?=.)(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?", re.ASCII)
 NUMBER = re.compile(
@@ -15,6 +16,8 @@ NUMBER = re.compile(
 def format_radius(eps: float, digits: int | None = 4, within: float = 1e-4) -> str:
     """Write a perturbation size as k/255 where it is a whole number of pixel values, e.g. 8/255.
 
+    A quarter of one, such as 2.5/255, is written so as well, unless the size is a short number.
+
     Args:
         eps: size in units of the image range [0, 1].
         digits: significant digits of any other size; None writes it exactly, so that it is read
@@ -22,13 +25,20 @@ def format_radius(eps: float, digits: int | None = 4, within: float = 1e-4) -> s
         within: largest difference of 255 eps from a whole number; with 0, only an eps of exactly
             k/255 is written in this way.
     """
+    plain = str(eps) if digits is None else f"{eps:.{digits}g}"
     values = round(255 * eps)
-    if values > 0 and (
-        values / 255 == eps
-        or (within and math.isclose(255 * eps, values, rel_tol=0, abs_tol=within))
-    ):
+    if values > 0 and _is_near(255 * eps, values, within, exact=values / 255 == eps):
         return f"{values}/255"
-    return str(eps) if digits is None else f"{eps:.{digits}g}"
+    if len(plain) <= SHORT_NUMBER and float(plain) == eps:
+        return plain
+    quarters = round(4 * 255 * eps) / 4
+    if quarters > 0 and _is_near(255 * eps, quarters, within, exact=quarters / 255 == eps):
+        return f"{quarters:g}/255"
+    return plain
+
+
+def _is_near(value: float, target: float, within: float, *, exact: bool) -> bool:
+    return exact or (within > 0 and math.isclose(value, target, rel_tol=0, abs_tol=within))
 
 
 def percent(share: float) -> str:

@@ -3,6 +3,7 @@ returns."""
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -87,7 +88,8 @@ def test_a_dry_run_prints_commands(taet: Any, place: Path) -> None:
         "--jobs is for this machine"
         in taet("compare", "two.toml", "--on", "slurm", "--jobs", "2").err
     )
-    assert lines[-1] == "2 cells: 1 missing, 1 not applicable"
+    assert lines[-2] == "2 cells: 1 missing, 1 not applicable"
+    assert re.fullmatch("time: about [0-9]+ seconds on this machine", lines[-1])
     asked = taet(
         "compare", "two.toml", "--dry-run", "--on", "slurm", "--slurm.partition", "fast"
     ).out

@@ -13,6 +13,7 @@ import torch
 from torchvision.models import resnet18
 
 from taet.evaluation import ResultCard
+from taet.models import build
 from taet.report.results import results
 
 SOURCE = """
@@ -85,6 +86,13 @@ def test_a_network_of_torchvision_with_weights_from_a_training_script(taet: Any)
         "next: taet report card",
     ]
     assert [line for line in outcome.out.splitlines() if line in expected] == expected
+
+
+def test_an_error_names_no_option_that_its_command_lacks(taet: Any, tmp_path: Path) -> None:
+    network = build("resnet18", 10, (3, 32, 32), seed=0)
+    torch.save(network.state_dict(), tmp_path / "net.pt")
+    outcome = taet("predict", "resnet8", tmp_path, "--weights", tmp_path / "net.pt")
+    assert "the names are those of RUN resnet18" in outcome.err
 
 
 @pytest.mark.parametrize(

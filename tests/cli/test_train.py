@@ -277,8 +277,12 @@ def test_a_run_goes_on_where_it_was_stopped_and_is_attacked_as_it_is_told(
     assert outcome.code == 0, outcome.err
     assert not (folder / "evaluation.json").exists()
     assert "next: taet evaluate" in outcome.out
+    assert "training will take about" in outcome.err
+    assert "its evaluation" not in outcome.err
     assert taet("train", "--resume", folder).code == 0
     assert (folder / "report.html").is_file()
+    again = taet("train", "--resume", folder, "--no-evaluate")
+    assert f"next: taet report {folder}" in again.out, "it has been evaluated"
     words = [
         "train",
         "standard",

@@ -343,6 +343,30 @@ def test_radii_of_a_curve_are_named_in_grey_levels_where_they_are_whole() -> Non
     assert names == [f"pgd-20:eps={size}" if size else "pgd-20" for size in sizes]
 
 
+def test_a_quarter_of_the_radius_is_named_in_grey_levels() -> None:
+    attacks = attacks_of(Evaluation(attacks=("curve-eps",), eps=10 / 255))
+    assert (attacks[0].name, attacks[0].eps) == ("pgd-20:eps=2.5/255", 2.5 / 255)
+
+
+def test_an_older_card_names_a_radius_by_its_digits(card: ResultCard) -> None:
+    columns = list(card.columns)
+    for place, column in enumerate(columns):
+        if column.eps == RADIUS / 4:
+            columns[place] = column.changed(name="pgd-20:eps=0.01250")
+    assert [*curves(card.changed(columns=tuple(columns)))["eps"]] == [*curves(card)["eps"]]
+
+
+def test_a_step_that_is_longer_than_the_range_of_pixels_is_that_range(
+    linear: tuple[Linear, Tensor, Tensor],
+) -> None:
+    how: dict[str, Any] = {"eps": RADIUS, "step_size": 2 * RADIUS, "probe": False}
+    card = taet.evaluate(*linear, attacks=["clean", "curve-eps"], **how)
+    points = curves(card)["eps"]
+    assert points[1].parameters["step_size"] == 1
+    assert points[8 * RADIUS].parameters["step_size"] == pytest.approx(16 * RADIUS)
+    assert len(points) == 8, "a step that was cut off does not end the curve"
+
+
 def test_fewer_than_three_points_are_no_curve(card: ResultCard) -> None:
     columns = tuple(card.column(name) for name in ("pgd-20", "adaptive-pgd-20", "pgd-1"))
     assert curves(card.changed(columns=columns)) == {"steps": {}, "eps": {}, "logit-scale": {}}

@@ -141,9 +141,11 @@ def test_a_card_is_printed_with_its_ball_and_columns_of_other_balls_with_theirs(
     assert re.search("pgd-l2-20 .* l2 ball of 0.25", printed)
 
 
-def test_a_card_is_printed_without_the_points_of_curves() -> None:
-    first_words = [line.split()[0] for line in repr(card()).splitlines()[2:]]
-    assert first_words == ["clean", "pgd-20", "autoattack", "cw-l2", "!"]
+def test_a_card_is_printed_with_the_points_of_its_curves_after_the_other_attacks() -> None:
+    lines = repr(card()).splitlines()[2:]
+    first_words = [line.split()[0] for line in lines]
+    assert first_words == ["clean", "pgd-20", "autoattack", "cw-l2", "pgd-20:eps=0.1", "!"]
+    assert lines[4].endswith("curve over eps")
 
 
 # -- the file

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import pytest
 
 from taet.errors import UserError
 from taet.experiments.compare import Comparison, compare
-from taet.experiments.executor import Work
+from taet.experiments.executor import Work, seconds_until_done
+from taet.experiments.expected_time import comparison_seconds
 from taet.experiments.grid import cells_of, parse
 from taet.files import lock
 from tests.calls import PATIENCE
@@ -169,6 +171,32 @@ def test_an_interruption_waits_until_every_process_has_saved(
         "started",
         "missing",
     ]
+
+
+@pytest.mark.parametrize(
+    ("running", "waiting", "side_by_side", "seconds"),
+    [
+        ([3.0, 5.0], [], 2, 5.0),  # that of the slowest, not the sum
+        ([3.0, 5.0], [4.0], 2, 7.0),  # it begins when the first one ends
+        ([], [2.0, 2.0, 2.0], 1, 6.0),
+        ([], [], 4, 0.0),
+    ],
+)
+def test_the_time_left_is_that_until_the_last_cell_ends(
+    running: list[float], waiting: list[float], side_by_side: int, seconds: float
+) -> None:
+    assert seconds_until_done(running, waiting, side_by_side) == seconds
+
+
+def test_the_expected_time_is_that_of_the_cells_that_are_not_done(
+    small: dict[str, Any], tmp_path: Path
+) -> None:
+    planned = compare(small, tmp_path / "out", dry_run=True)
+    alone, together = comparison_seconds(planned), comparison_seconds(planned, 3)
+    assert 0 < together < alone
+    assert not (tmp_path / "out").exists()
+    done = tuple(outcome._replace(state="done") for outcome in planned.outcomes)
+    assert comparison_seconds(replace(planned, outcomes=done)) == 0
 
 
 def test_no_cell_begins_after_the_deadline(

@@ -34,6 +34,7 @@ NAMES = {
     "softmax (REAT 2023); 2N + 1 passes per restart",
 }
 
+WHOLE_RANGE = 1.0  # of pixels: the radius of a ball of all images, and a step across it
 T = TypeVar("T")
 
 
@@ -261,7 +262,8 @@ class ProjectedAscent(AttackSpec):
     # `pgd` also takes tensors, functions and a value for each step, which no text can name.
     steps: Annotated[Count, FIXED]  # N of the name
     step_size: Annotated[Positive, Option("step")]  # its option
-    """Length of a step. Default: that of the evaluation, in proportion to eps."""
+    """Length of a step. Default: that of the evaluation, in proportion to eps, in the L-infinity
+    ball at most 1."""
     start: Literal["uniform", "gaussian", "none"] = "uniform"
     """Start noise: uniform in the ball, 0.001 N(0, 1) or none."""
     restarts: Count = 1
@@ -284,6 +286,9 @@ class ProjectedAscent(AttackSpec):
         usual_eps = settings.eps_l2 if is_l2 else radius
         usual_step = settings.step_size_l2 if is_l2 else settings.step_size
         step_size = step_size_for(given.get("eps", usual_eps), usual_step, meant_for=usual_eps)
+        if not is_l2:
+            # a longer step ends at the same pixels
+            step_size = min(step_size, WHOLE_RANGE)
         defaults: dict[str, Any] = {"step_size": step_size}
         if given["name"].startswith("adaptive-"):
             defaults["factor"] = 10.0

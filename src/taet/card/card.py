@@ -318,10 +318,10 @@ class Card(CardPart):
         subject = f"{self.name or self.title or self.method} on {self.data['name']}"
         ball = f"{norm} ball of {format_radius(self.threat['eps'])}"
         rows = [text.HEADINGS]
-        for column in self.columns:
-            if not column.curve:
-                summary = self.summary_of(column)
-                rows.append(text.attack_row(column, summary, self.class_names, norm))
+        # the points of curves come last
+        for column in sorted(self.columns, key=lambda column: bool(column.curve)):
+            summary = self.summary_of(column)
+            rows.append(text.attack_row(column, summary, self.class_names, norm))
         lines = [f"{subject}: {len(self.labels)} test images, {ball}", *text.aligned(rows)]
         lines += [f"leaves the protocol: {deviation}" for deviation in self.deviations]
         lines += [f"! {flag['text']}" for flag in self.flags]

@@ -8,6 +8,7 @@ from taet.card.column import Column
 from taet.card.summary import Summary
 from taet.formatting import format_radius
 
+CURVE_SETTINGS = {"steps": "steps", "eps": "eps", "logit-scale": "the scale of the logits"}
 HEADINGS: tuple[str, ...] = ("attack", "accuracy %", "balanced %", "worst class %", "")
 
 
@@ -52,6 +53,8 @@ def _worst_class(summary: Summary, class_names: Sequence[str]) -> str:
 def _remarks(column: Column, summary: Summary, norm: Norm) -> list[str]:
     """Return what a reader of the row has to know about the attack."""
     remarks = []
+    if column.curve:
+        remarks.append(f"curve over {CURVE_SETTINGS[column.curve]}")
     if "precision" in column.parameters:
         remarks.append(f"searched in {column.parameters['precision']}")
     if column.norm not in (None, norm) and column.eps is not None:

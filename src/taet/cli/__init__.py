@@ -113,7 +113,7 @@ def ended_by(error: BaseException) -> tuple[int, str]:
             return 2, f"error: {place}: {exception_text(error)}; --debug shows the trace"
         case _ if is_out_of_memory(error):
             return 1, (
-                f"error: out of memory: {exception_text(error)}; a smaller --batch-size takes "
+                f"error: out of memory: {exception_text(error)}; a smaller batch size takes "
                 "less; --debug shows where"
             )
         case BrokenPipeError():  # e.g. `taet list methods | head`

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from taet.cli.options import POSITIONAL, Command, Options, OutPath, of_part, parse
 from taet.errors import UserError
-from taet.formatting import join_words, read_duration
+from taet.formatting import duration, join_words, read_duration
 from taet.settings import Slurm, option
 from taet.settings.types import Duration, Processes
 
@@ -51,7 +51,8 @@ class Compare(Command):
     """Models of SPEC that are custom code, package.module:callable, which this call may import and
     run."""
     dry_run: bool = False
-    """Print every cell with its state and the commands that remain; nothing is run."""
+    """Print every cell with its state, the commands that remain, and how long they will take; a few
+    steps are timed, and nothing is written."""
 
 
 def run(words: list[str]) -> int:
@@ -67,6 +68,7 @@ def run(words: list[str]) -> int:
         )
 
     from taet.experiments import compare
+    from taet.experiments.executor import OPEN
     from taet.models import trusted
 
     budget = None if command.time_budget is None else read_duration(command.time_budget)
@@ -85,6 +87,8 @@ def run(words: list[str]) -> int:
             progress=True,
         )
     print(result.text(dry))
+    if dry and slurm is None and set(OPEN) & result.counts.keys():
+        print(_expected_time(result, jobs))
     if slurm is not None and dry:
         resources = {name: value for name, value in slurm.model_dump().items() if value is not None}
         print(
@@ -92,6 +96,20 @@ def run(words: list[str]) -> int:
             ", ".join(f"{name} {value}" for name, value in resources.items()),
         )
     return int("failed" in result.counts)
+
+
+def _expected_time(planned: "Comparison", jobs: int | Literal["auto"]) -> str:
+    """Return a line about the time that the remaining cells will take."""
+    from taet.experiments.expected_time import comparison_seconds
+    from taet.progress import reporting_to, shown
+
+    try:
+        with shown("time") as report, reporting_to(report):
+            seconds = comparison_seconds(planned, jobs, report)
+    except UserError as error:
+        return f"time: not known: {error}"
+    beside = "" if jobs == 1 else f" with --jobs {jobs}"
+    return f"time: {duration(seconds)} on this machine{beside}"
 
 
 def _refuse_idle_trust(trusted_models: Sequence[str], planned: "Comparison") -> None:

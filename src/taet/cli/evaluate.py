@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from taet.data import Dataset
 
 OF_DATA = ("name", "root", "imbalance_ratio", "test", "size")
-USUAL = ("attacks", "eps", "step_size", "eps_l2", "search_precision", "batch_size")
+USUAL = ("attacks", "eps", "step_size", "eps_l2", "search_precision", "batch_size", "keep_images")
 """Settings of data and attacks that --help shows."""
 OF_TRAINING = frozenset(name for name in Data.model_fields if name.startswith("extra"))
 """Settings of data without an effect on test images."""

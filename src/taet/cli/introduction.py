@@ -23,11 +23,13 @@ class Shortening(NamedTuple):
     seconds_now: float
 
 
-def introduction(plan: TrainingPlan, state: State, chosen: Mapping[str, Chosen]) -> str:
+def introduction(
+    plan: TrainingPlan, state: State, chosen: Mapping[str, Chosen], *, evaluates: bool = True
+) -> str:
     """Return the text before training.
 
     It names the data, the network, the settings that were chosen, the expected time, and options
-    that cut it.
+    that cut it. `evaluates`: whether the run will be attacked, which takes time as well.
     """
     lines = [_data_line(plan), _run_line(plan)]
     lines += [f"  {note}" for note in _notes(plan, state)]
@@ -35,8 +37,10 @@ def introduction(plan: TrainingPlan, state: State, chosen: Mapping[str, Chosen])
     if choices:
         lines.append("decided; each can be set by its option:")
         lines += [f"  {choice}" for choice in choices]
-    training, evaluation = expected_seconds(plan, state), attack_seconds(plan, state.model)
-    lines.append(f"training will take {duration(training)}, its evaluation {duration(evaluation)}")
+    training = expected_seconds(plan, state)
+    evaluation = attack_seconds(plan, state.model) if evaluates else 0.0
+    takes = f"training will take {duration(training)}"
+    lines.append(f"{takes}, its evaluation {duration(evaluation)}" if evaluates else takes)
     shorter = [
         f"{way.options} ({duration(way.seconds)})"
         for way in _shortenings(plan, state, training, evaluation)

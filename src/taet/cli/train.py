@@ -284,7 +284,9 @@ def run(words: list[str]) -> None:
         call = [str(finished.folder), *consent(finished.run.model.name)]
         attacks = is_own(requested.data.name) if options.evaluate is None else options.evaluate
         if not attacks:
-            print(f"next: {call_text(['evaluate', *call])}")
+            is_evaluated = RunFolder(finished.folder).card().exists()
+            following = ["report", call[0]] if is_evaluated else ["evaluate", *call]
+            print(f"next: {call_text(following)}")
             return
         machine = []
         if requested.training.device != "auto":
@@ -322,7 +324,9 @@ def _trained(request: Request, words: Sequence[str]) -> TrainingResult:
         run, chosen = run_on_rank_zero(request.planned)
 
     def announce(plan: TrainingPlan, state: State, folder: RunFolder) -> None:
-        say(f"{introduction(plan, state, chosen)}\nfolder: {folder.path}")
+        evaluates = request.options.evaluate is not False
+        text = introduction(plan, state, chosen, evaluates=evaluates)
+        say(f"{text}\nfolder: {folder.path}")
 
     command = call_text(["train", *words])
     with shown(run.method) as report:

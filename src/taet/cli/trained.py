@@ -13,6 +13,9 @@ from taet.settings.types import check_value
 if TYPE_CHECKING:
     from taet.deployment import TrainedModel
 
+OWN_OPTIONS = {"--data.size": "--size", "--model.normalize": "--normalize", "--model ": "RUN "}
+"""What takes the place of an option of `taet evaluate` in a command about a trained model."""
+
 
 def open_trained(command: OfTrained) -> Path | TrainedModel:
     """Return the folder of a run, or the loaded model of another origin."""
@@ -34,10 +37,16 @@ def open_trained(command: OfTrained) -> Path | TrainedModel:
     if is_file == (command.weights is not None):
         got = f"the file {name} and --weights" if is_file else f"{name} without weights"
         raise UserError(f"got {got}; allowed: NAME --weights FILE, the FILE alone, or a run folder")
-    return load(
-        name,
-        command.weights or "model",
-        classes=command.classes,
-        image_shape=None if size is None else (3, size, size),
-        normalize=command.normalize,
-    )
+    try:
+        return load(
+            name,
+            command.weights or "model",
+            classes=command.classes,
+            image_shape=None if size is None else (3, size, size),
+            normalize=command.normalize,
+        )
+    except UserError as error:
+        message = str(error)
+        for option, own in OWN_OPTIONS.items():
+            message = message.replace(option, own)
+        raise UserError(message) from None

@@ -4,27 +4,27 @@ A name is that of one attack, of all columns of a paper, or of a curve; ATTACK@R
 examples that were made on another run.
 """
 
+import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from taet import protocols
 from taet.attacks import catalogue
-from taet.attacks.pgd import ProjectedAscent
+from taet.attacks.pgd import WHOLE_RANGE, ProjectedAscent
 from taet.attacks.spec import AttackSpec
 from taet.card.card import Card
 from taet.card.column import Column, CurveName
 from taet.errors import UserError
-from taet.formatting import format_radius
+from taet.formatting import format_radius, read_number
 from taet.run.folder import RunFolder
 from taet.settings import Evaluation, Run, Threat, override
 from taet.settings.step_sizes import reaches, step_sizes_for
 
 # settings that define the columns of a paper
 PAPER_SETTINGS = ("step_size", "eps_l2", "step_size_l2", "cw_constant", "cw_bounded")
-WHOLE = 1.0  # radius of the ball that contains every image: no classifier is robust in it
 SCALES = ("adaptive-pgd-20:factor=0.01", "adaptive-pgd-20:factor=0.1", "pgd-20", "adaptive-pgd-20")
 
 
@@ -33,12 +33,12 @@ def _radius_curve(eps: float) -> Iterator[str]:
 
     Radius 1 is the whole range of images.
     """
-    radii = {WHOLE}
+    radii = {WHOLE_RANGE}  # a ball of all images, in which no classifier is robust
     for factor in (1 / 4, 1 / 2, 1, 2, 4, 8):
-        if eps * factor < WHOLE:
+        if eps * factor < WHOLE_RANGE:
             radii.add(eps * factor)
     for radius in sorted(radii):
-        text = f"{WHOLE:g}" if radius == WHOLE else format_radius(radius, 6, within=1e-9)
+        text = "1" if radius == WHOLE_RANGE else format_radius(radius, 6, within=1e-9)
         yield "pgd-20" if radius == eps else f"pgd-20:eps={text}"
 
 
@@ -197,17 +197,54 @@ def curves(card: Card) -> dict[str, dict[float, Column]]:
     than the last one is left out. Clean images are the point at eps 0.
     """
     curves: dict[str, dict[float, Column]] = {}
-    columns = {column.name: column for column in card.columns}
     for curve, points_of in CURVES.values():
-        points = [columns[name] for name in points_of(card.threat["eps"]) if name in columns]
+        names = points_of(card.threat["eps"])
+        found = [_point(card.columns, name) for name in names]
+        points = [column for column in found if column is not None]
         if points:
-            shared = fixed(points[-1], curve)
-            points = [point for point in points if fixed(point, curve) == shared]
+            reference = _reference(points)
+            points = [point for point in points if _is_same_curve(point, reference, curve)]
         if curve == "eps" and card.clean is not None:
             points.insert(0, card.clean)
         by_value = {_varied_value(point, curve): point for point in points}
         curves[curve] = dict(sorted(by_value.items())) if len(by_value) >= 3 else {}
     return curves
+
+
+def _point(columns: Sequence[Column], name: str) -> Column | None:
+    """Return the column of a point of a curve; None if it was not measured.
+
+    Older cards write a radius such as 2.5/255 with six digits.
+    """
+    by_name = {column.name: column for column in columns}
+    base, _, radius = name.partition(":eps=")
+    if name in by_name or not radius:
+        return by_name.get(name)
+    for column in columns:
+        its_base, _, its_radius = column.name.partition(":eps=")
+        has_other_options = "," in its_radius
+        if its_base != base or has_other_options or column.eps is None:
+            continue
+        if math.isclose(column.eps, read_number(radius), rel_tol=1e-5):
+            return column
+    return None
+
+
+def _reference(points: Sequence[Column]) -> Column:
+    """Return the point with whose settings the others must agree: the last one whose step is not
+    cut off at the whole range of pixels."""
+    return next((point for point in reversed(points) if not _has_whole_steps(point)), points[-1])
+
+
+def _has_whole_steps(point: Column) -> bool:
+    return getattr(point.attack, "step_size", 0.0) == WHOLE_RANGE
+
+
+def _is_same_curve(point: Column, reference: Column, curve: str) -> bool:
+    """Return whether two points differ in nothing but what varies on the curve."""
+    settings, step_of_radius = _shared(point, curve)
+    wanted, wanted_step = _shared(reference, curve)
+    return settings == wanted and (_has_whole_steps(point) or step_of_radius == wanted_step)
 
 
 def _varied_value(column: Column, curve: str) -> float:
@@ -219,9 +256,15 @@ def _varied_value(column: Column, curve: str) -> float:
     return float(getattr(column.attack, varied, 1) or 0)
 
 
-def fixed(column: Column, curve: str) -> object:
+def fixed(points: Iterable[Column], curve: str) -> object:
     """Return the settings that all points of a curve share."""
+    return _shared(_reference([*points]), curve)
+
+
+def _shared(point: Column, curve: str) -> tuple[list[Any], float]:
+    """Return the settings of a point but for the varied ones, and its step in proportion to its
+    radius."""
     varied = VARIED[curve]
-    shared = [pair for pair in column.identity.settings if pair[0] not in varied]
-    step_of_radius = getattr(column.attack, "step_size", 0.0) / (column.eps or 1.0)
-    return shared, round(step_of_radius, 9)
+    settings = [pair for pair in point.identity.settings if pair[0] not in varied]
+    step_of_radius = getattr(point.attack, "step_size", 0.0) / (point.eps or 1.0)
+    return settings, round(step_of_radius, 9)

@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taet.attacks.autoattack import AutoAttack
-from taet.attacks.pgd import ProjectedAscent
+from taet.attacks.pgd import WHOLE_RANGE, ProjectedAscent
 from taet.card.card import Card
 from taet.card.column import Column
-from taet.evaluation.attack_sets import WHOLE
 from taet.formatting import percent
 
 Z = 1.96  # two-sided 95 %
@@ -73,7 +72,7 @@ def crosses(column: Column) -> bool:
         return False
     width = 2 * attack.radius
     if attack.norm == "linf":
-        width = min(width, WHOLE)
+        width = min(width, WHOLE_RANGE)
     return attack.steps * attack.step_size >= width - 1e-9
 
 

@@ -13,12 +13,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from taet.attacks.autoattack import AutoAttack
-from taet.attacks.pgd import ProjectedAscent
+from taet.attacks.pgd import WHOLE_RANGE, ProjectedAscent
 from taet.card.card import Card, CardFlag
 from taet.card.column import Column
 from taet.card.facts import ModelFacts
 from taet.data.notes import repeated_in_training
-from taet.evaluation.attack_sets import WHOLE, curves
+from taet.evaluation.attack_sets import curves
 from taet.evaluation.contrasts import (
     PROBED_MISS,
     BrokenCounts,
@@ -276,7 +276,7 @@ def _black_box_attack(card: Card) -> SentenceValues | None:
 )
 def _does_not_reach_zero(card: Card) -> SentenceValues | None:
     for eps, column in curves(card)["eps"].items():
-        if eps >= WHOLE and crosses(column) and column.correct.mean() > REMAINDER:
+        if eps >= WHOLE_RANGE and crosses(column) and column.correct.mean() > REMAINDER:
             return {"name": column.name, "share": correct_share(column)}
     return None
 

@@ -111,7 +111,7 @@ def compare(
         raise UserError(f"time budget: got {time_budget:g} seconds; allowed: above 0")
     deadline = math.inf if time_budget is None else time.monotonic() + time_budget
     grid, place, planned = _planned(spec, out, None if slurm is None else slurm.gpus > 0)
-    side_by_side, threads, gpus = _machine(jobs)
+    side_by_side, threads, gpus = share_machine(jobs)
     states = tuple(cell.look(threads) for cell in planned)
     if dry_run:
         return Comparison(grid.title, place, states)
@@ -169,7 +169,7 @@ def _planned(
     return grid, place, cells_of(grid, place, file, accelerated)
 
 
-def _machine(jobs: int | Literal["auto"]) -> tuple[int, int, list[str]]:
+def share_machine(jobs: int | Literal["auto"]) -> tuple[int, int, list[str]]:
     """Return the number of cells that run at the same time, the threads of each, and the GPUs."""
     visible, count = os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count()
     names = map(str, range(count)) if visible is None else visible.split(",")  # numbers or UUIDs

@@ -1,8 +1,10 @@
 """The cells of a comparison at work: several side by side, each one command after the other."""
 
+import heapq
 import os
 import shlex
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -120,6 +122,26 @@ def stop(runs: Sequence[CellRun]) -> None:
                 process.wait()
 
 
+def seconds_until_done(
+    running: Sequence[float], waiting: Sequence[float], side_by_side: int
+) -> float:
+    """Return the seconds until all work has ended.
+
+    Args:
+        running: the seconds that each running cell still takes.
+        waiting: the seconds of each other cell; it begins, in this order, where there is room.
+        side_by_side: the number of cells that run at the same time.
+    """
+    ends = list(running)
+    heapq.heapify(ends)
+    for seconds in waiting:
+        if len(ends) < side_by_side:
+            heapq.heappush(ends, seconds)
+        else:
+            heapq.heapreplace(ends, ends[0] + seconds)
+    return max(ends, default=0.0)
+
+
 class Work:
     """The cells that are not done, run by `jobs` at a time."""
 
@@ -144,7 +166,8 @@ class Work:
         self.running: dict[CellRun, Iterator[bool]] = {}
         self.ended = 0
         self.failed: dict[str, str] = {}
-        self.begun = time.monotonic()
+        self.took: list[tuple[str, float]] = []
+        """The row and the seconds of each cell that was done here."""
         listed = ", ".join(f"{count} {state}" for state, count in counts.items())
         on = f"{jobs} side by side on GPU {', '.join(gpus)}; " if gpus else ""
         say(f"{plural(len(found), 'cell')}: {listed or 'none'}; {on}logs in {logs}")
@@ -215,10 +238,25 @@ class Work:
             self.failed[one.cell.name] = one.failed
             self._tell(one.cell, f"failed: {one.failed}")
             return
-        left = self.total - self.done - self.ended
-        seconds = left * (time.monotonic() - self.begun) / self.ended
-        estimate = f", about {clock(seconds)} left" if seconds else ""
-        self._tell(one.cell, f"done in {clock(time.monotonic() - one.begun)}{estimate}")
+        took = time.monotonic() - one.begun
+        self.took.append((one.cell.row, took))
+        left = self._seconds_left()
+        estimate = f", about {clock(left)} left" if left else ""
+        self._tell(one.cell, f"done in {clock(took)}{estimate}")
+
+    def _seconds_left(self) -> float:
+        """Return the expected seconds until the last cell ends."""
+        now = time.monotonic()
+        running = [
+            max(0.0, self._expected_seconds(one.cell) - (now - one.begun)) for one in self.running
+        ]
+        waiting = [self._expected_seconds(cell) for cell in self.waiting]
+        return seconds_until_done(running, waiting, self.jobs)
+
+    def _expected_seconds(self, cell: Cell) -> float:
+        """Return the mean seconds of the cells of its row that are done, else of all."""
+        of_row = [seconds for row, seconds in self.took if row == cell.row]
+        return statistics.fmean(of_row or [seconds for _, seconds in self.took])
 
     def _tell(self, cell: Cell, what: str) -> None:
         self.say(f"[{self.done + self.ended}/{self.total}] {cell.name}: {what}")

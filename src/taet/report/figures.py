@@ -137,7 +137,7 @@ def _curve_points(results: Results, setting: str) -> pd.DataFrame:
         curve = curves(entry.card)[setting]
         if not curve:
             continue
-        others = fixed(list(curve.values())[-1], setting)
+        others = fixed(curve.values(), setting)
         if first_of_row.setdefault(entry.row, others) != others:
             continue
         for value, column in curve.items():
