@@ -1,20 +1,26 @@
 """`taet check`: check this machine, the files of a run, or what would invalidate an evaluation of a
 model."""
 
-from pathlib import Path
-from typing import Annotated
+from __future__ import annotations
 
-from taet.cli.evaluate import (
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from taet.cli.named_model import (
     OF_DATA,
     OF_TRAINING,
     download_or_path,
     is_folder,
-    opened,
+    open_model,
     run_named_by,
 )
 from taet.cli.options import POSITIONAL, OfModel, Options, of_part, parse, refuse_idle_trust
 from taet.errors import UserError
+from taet.files import Json
 from taet.settings import Data
+
+if TYPE_CHECKING:
+    from taet.evaluation import Check
 
 
 class CheckCommand(OfModel):
@@ -53,7 +59,7 @@ def run(words: list[str]) -> int:
         "taet check",
         [Options("data", Data(), usual=OF_DATA, without=OF_TRAINING)],
     )
-    data, notes = of_part(given, "data"), list[str]()
+    data = of_part(given, "data")
 
     from taet.evaluation import check
     from taet.models import trusted
@@ -63,26 +69,32 @@ def run(words: list[str]) -> int:
             "check: got options of a model without one; allowed: with RUN, or with MODEL --data "
             "NAME"
         )
-    how = {name: getattr(command, name) for name in ("deep", "attacks", "device")}
+    options = {name: getattr(command, name) for name in ("deep", "attacks", "device")}
     refuse_idle_trust(command.trust_model, run_named_by(command.model))
     with trusted(command.trust_model):
         if command.model is None:
-            found = check(**how)
+            checked, notes = check(**options), list[str]()
         elif not data and (file := _file_of_weights(command)) is not None:
             print("\n".join(described(file)))
             return 0
-        elif (
-            is_folder(name := download_or_path(command.model))
-            and not data
-            and command.normalize == "auto"
-        ):
-            found = check(name, weights=command.weights or "model", **how)
         else:
-            model, dataset, about = opened(name, data, command)
-            notes = [*dataset.about(of_training=not is_folder(name))["notes"], *about]
-            found = check(model, dataset, **how)
-    print("\n".join([str(found), *notes]))
-    return 0 if found.ok else 1
+            checked, notes = _check_model(command.model, data, command, options)
+    print("\n".join([str(checked), *notes]))
+    return 0 if checked.ok else 1
+
+
+def _check_model(
+    model_name: str, data: Json, command: CheckCommand, options: Json
+) -> tuple[Check, list[str]]:
+    """Check a run on its own images, or a model on those of `data`; return notes on these, too."""
+    from taet.evaluation import check
+
+    name = download_or_path(model_name)
+    if is_folder(name) and not data and command.normalize == "auto":
+        return check(name, weights=command.weights or "model", **options), []
+    model, dataset, notes = open_model(name, data, command)
+    about = dataset.about(of_training=not is_folder(name))
+    return check(model, dataset, **options), [*about["notes"], *notes]
 
 
 def _file_of_weights(command: CheckCommand) -> str | None:

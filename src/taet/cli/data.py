@@ -3,7 +3,7 @@ check its files."""
 
 from typing import Annotated, Literal
 
-from taet.cli.evaluate import OF_TRAINING
+from taet.cli.named_model import OF_TRAINING
 from taet.cli.options import POSITIONAL, Command, Options, parse
 from taet.settings import Data, Run, override
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import re
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
-from taet import registry
+from taet.cli.named_model import (
+    OF_DATA,
+    OF_TRAINING,
+    download_or_path,
+    is_network,
+    open_model,
+    run_named_by,
+)
 from taet.cli.options import (
     POSITIONAL,
     OfModel,
@@ -27,16 +34,13 @@ from taet.settings import Data, Evaluation
 from taet.settings.types import ModelName, Processes, check_value
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from taet.card.card import Card
-    from taet.data import Dataset
+    from taet.card.images import CardImages
 
-OF_DATA = ("name", "root", "imbalance_ratio", "test", "size")
 USUAL = ("attacks", "eps", "step_size", "eps_l2", "search_precision", "batch_size", "keep_images")
-"""Settings of data and attacks that --help shows."""
-OF_TRAINING = frozenset(name for name in Data.model_fields if name.startswith("extra"))
-"""Settings of data without an effect on test images."""
+"""Settings of attacks that --help shows."""
+OF_OTHER_IMAGES = ("normalize", "classes", "out", "all_images")
+"""Options that a run on its own images has not."""
 
 
 class Evaluate(OfModel):
@@ -93,15 +97,14 @@ def read(words: list[str]) -> tuple[Evaluate, Json]:
             "NAME"
         )
     if command.run is not None:
-        if (
-            of_part(given, "data")
-            or command.normalize != "auto"
-            or command.classes is not None
-            or command.out is not None
-            or command.all_images
-        ):
-            own = "a run has its own, and its own normalisation"
-            raise UserError(f"--data, --all-images and --out go with --model {command.run}; {own}")
+        changed = [
+            name for name in OF_OTHER_IMAGES if getattr(command, name) != Evaluate.default(name)
+        ]
+        if of_part(given, "data") or changed:
+            reason = "a run has its own, and its own normalisation"
+            raise UserError(
+                f"--data, --all-images and --out go with --model {command.run}; {reason}"
+            )
         check_value("weights", command.weights or "model", Weights)
     return command, given
 
@@ -111,163 +114,94 @@ def run(words: list[str], *, last: bool = True) -> None:
     command, given = read(words)
 
     from taet.cli.processes import together
-    from taet.evaluation import evaluate
     from taet.evaluation.attack_sets import attacks_of
-    from taet.machine import resolve_device
     from taet.models import trusted
     from taet.progress import shown
-    from taet.run.folder import DELIVERED, RunFolder
 
     refuse_idle_trust(command.trust_model, command.run or run_named_by(command.model))
     settings = of_part(given, "evaluation")
     attacks_of(Evaluation(**settings))  # refuses mistakes before anything is loaded
-    how = settings | {
+    options = settings | {
         "probe": command.probe,
         "threads": command.threads,
         "command": call_text(["evaluate", *words]),
     }
     with together(command.device), trusted(command.trust_model):
         if command.run is not None:
-            place, weights = command.run, command.weights or DELIVERED
-            how |= {"name": command.name, "weights": weights}
-            attack = partial(evaluate, place, device=command.device, **how)
+            call = _of_run(command.run, command, options)
         else:
-            parts = (
-                command.model,
-                Path(command.weights or "").stem,
-                command.normalize.removeprefix("auto").removeprefix("none"),
-            )
-            title = " ".join(filter(None, parts))
-            name = re.sub(r"[^\w.-]+", "-", title)
-            place, weights = command.out or Path("runs", f"evaluate-{name}"), DELIVERED
-            model, dataset, about = opened(
-                download_or_path(str(command.model)),
-                of_part(given, "data"),
-                command,
-                all_images=command.all_images,
-            )
-            how |= {"out": place, "device": str(resolve_device(command.device))}
-            how |= (
-                {"name": command.name}
-                if isinstance(model, Path)
-                else {"name": command.model, "title": command.name or title, "notes": about}
-            )
-            attack = partial(evaluate, model, dataset, **how)
-        with shown(f"evaluate {command.model or place}") as report:
-            card = attack(progress=report)
-        source = place if weights == DELIVERED else RunFolder(place).card(weights)
-        notes = [] if command.model is None else [*card.data["notes"], *card.model.get("notes", ())]
-        notes += _about_images(card, place)
-        print(
-            "\n".join(
-                [
-                    str(card),
-                    *notes,
-                    *([f"next: {call_text(['report', str(source)])}"] if last else []),
-                ]
-            )
-        )
+            call = _of_model(str(command.model), of_part(given, "data"), command, options)
+        with shown(f"evaluate {command.model or command.run}") as report:
+            card = call.evaluate(progress=report)
+        print(card)
+        if command.model is not None:
+            for note in (*card.data["notes"], *card.model.get("notes", ())):
+                print(note)
+        if card.images is not None:
+            print(_about_images(card, card.images, call.folder))
+        if last:
+            print(f"next: {call_text(['report', str(call.source)])}")
 
 
-def _about_images(card: Card, place: Path) -> list[str]:
+class EvaluationCall(NamedTuple):
+    """The call of `taet.evaluate`, and where its card is."""
+
+    evaluate: Callable[..., Card]
+    folder: Path
+    source: Path
+    """What `taet report` is given to show the card."""
+
+
+def _of_run(folder: Path, command: Evaluate, options: Json) -> EvaluationCall:
+    """Return the evaluation of a run on its own images."""
+    from taet.evaluation import evaluate
+    from taet.run.folder import DELIVERED, RunFolder
+
+    weights = command.weights or DELIVERED
+    evaluation = partial(
+        evaluate, folder, device=command.device, name=command.name, weights=weights, **options
+    )
+    source = folder if weights == DELIVERED else RunFolder(folder).card(weights)
+    return EvaluationCall(evaluation, folder, source)
+
+
+def _of_model(name: str, data: Json, command: Evaluate, options: Json) -> EvaluationCall:
+    """Return the evaluation of a model of any origin, or of a run on other images."""
+    from taet.evaluation import evaluate
+    from taet.machine import resolve_device
+
+    title = _title(name, command)
+    folder = command.out
+    if folder is None:
+        folder = Path("runs", "evaluate-" + re.sub(r"[^\w.-]+", "-", title))
+    model, dataset, notes = open_model(
+        download_or_path(name), data, command, all_images=command.all_images
+    )
+    about: Json
+    if isinstance(model, Path):
+        about = {"name": command.name}
+    else:
+        about = {"name": name, "title": command.name or title, "notes": notes}
+    device = str(resolve_device(command.device))
+    evaluation = partial(evaluate, model, dataset, out=folder, device=device, **about, **options)
+    return EvaluationCall(evaluation, folder, folder)
+
+
+def _title(name: str, command: Evaluate) -> str:
+    """Return the name of a model with its file of weights and its normalisation, if given."""
+    parts = [name]
+    if command.weights:
+        parts.append(Path(command.weights).stem)
+    if command.normalize not in ("auto", "none"):
+        parts.append(command.normalize)
+    return " ".join(parts)
+
+
+def _about_images(card: Card, images: CardImages, folder: Path) -> str:
     """Return a line on the images that an evaluation keeps, and whose they are."""
     from taet.data.published import image_terms
 
-    if card.images is None:
-        return []
-    number = plural(len(card.images.images), "test image")
-    line = f"images: {card.images.file(place)} shows {number} in the report; --no-images: none"
-    return [" ".join(filter(None, (f"{line}.", image_terms(card.data["name"]))))]
-
-
-def opened(
-    name: str, data: Json, options: OfModel, *, all_images: bool = False
-) -> tuple[Path | nn.Module, Dataset, tuple[str, ...]]:
-    """Return a run's folder or a model of any origin, its test images, resized to the run's, and
-    notes on it."""
-    from taet.data import load, load_all
-    from taet.models import foreign, is_own
-    from taet.models.class_order import read_classes
-    from taet.models.weight_files import stored_weights
-    from taet.models.weight_files.identification import model_of
-    from taet.models.weight_files.location import split_key
-    from taet.run.folder import RunFolder
-
-    if not data.get("name"):
-        raise UserError(f"--data is missing: {name} names no test images; see taet list data")
-    wanted, read = Data(**data), load_all if all_images else load
-    if is_folder(name):
-        if options.weights is not None or options.normalize != "auto" or options.classes:
-            raise UserError(
-                f"{name} is a run: it has its own weights and normalisation; allowed: --data alone"
-            )
-        _, height, width = RunFolder(Path(name)).record.data.image_shape
-        if wanted.size is None and height == width:
-            wanted = wanted.replace(size=height)
-        return Path(name), read(wanted), ()
-    weights = options.weights
-    if weights is None and Path(split_key(name)[0]).is_file():
-        weights, name = name, model_of(stored_weights.read(name))
-    classes = None if options.classes is None else read_classes(options.classes)
-    dataset = read(wanted)
-    model, notes = foreign.load(
-        name,
-        dataset.class_names,
-        dataset.image_shape,
-        weights,
-        options.normalize,
-        classes,
-    )
-    if weights is not None or is_own(name):
-        notes = (*notes, *_normalization_notes(model, dataset))
-    return model, dataset, notes
-
-
-def _normalization_notes(model: nn.Module, dataset: Dataset) -> list[str]:
-    """Return a line if another normalisation makes many more of some clean images right."""
-    import numpy as np
-    import torch
-
-    from taet.data.augmentation import to_unit
-    from taet.models.normalization_trial import IMAGES, suggest_normalization
-
-    by_class = np.argsort(dataset.test.labels, kind="stable")
-    count = min(IMAGES, len(by_class))
-    rows = by_class[np.linspace(0, len(by_class) - 1, count).astype(int)]
-    images = to_unit(torch.from_numpy(dataset.test.images[rows]))
-    labels = torch.from_numpy(dataset.test.labels[rows])
-    try:
-        line = suggest_normalization(model, images, labels)
-    except Exception:  # the evaluation reports what is wrong with a network
-        return []
-    return [] if line is None else [line]
-
-
-def download_or_path(name: str) -> str:
-    """Return the folder of a published model, hf:USER/NAME@COMMIT, with its files checked; other
-    names unchanged."""
-    from taet.models.weight_files import location
-
-    return str(location.download_or_path(name)) if name.startswith(("hf:", "folder:")) else name
-
-
-def run_named_by(name: str | None) -> Path | None:
-    """Return the folder of the run that `name` refers to, if it is one."""
-    if name is None or not is_folder(place := download_or_path(name)):
-        return None
-    return Path(place)
-
-
-def is_network(name: str) -> bool:
-    """Whether `name` in the place of a run is the name of a network, or a file of weights."""
-    if name.startswith(("hf:", "folder:")):
-        return False
-    is_known = name in registry.entries("models") and not Path(name).is_dir()
-    return ":" in name or Path(name).is_file() or is_known
-
-
-def is_folder(name: str) -> bool:
-    """Whether `name` refers to a folder rather than a model."""
-    if ":" in name or Path(name).is_file():
-        return False
-    return os.sep in name or (Path(name).is_dir() and name not in registry.entries("models"))
+    number = plural(len(images.images), "test image")
+    line = f"images: {images.file(folder)} shows {number} in the report; --no-images: none"
+    terms = image_terms(card.data["name"])
+    return f"{line}. {terms}" if terms else f"{line}."

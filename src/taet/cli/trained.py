@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from taet.cli.evaluate import download_or_path
+from taet.cli.named_model import download_or_path
 from taet.cli.options import OfTrained, Weights, refuse_idle_trust
 from taet.errors import UserError
 from taet.settings.types import check_value
