@@ -1,13 +1,15 @@
 """The oracle: every number that a change of the code must not move, as data in tests/golden/oracle.
 
-    python tests/oracle.py compare [SECTION ...]       one line per section and one per difference;
-    exits 1 on any python tests/oracle.py collect OUT [SECTION ...]   writes the sections as they
-    are now into the folder OUT
+    python tests/oracle.py compare [SECTION ...]
+        one line per section and one per difference; exits 1 on any
+    python tests/oracle.py collect OUT [SECTION ...]
+        writes the sections as they are now into the folder OUT
 
 The sections cards, flags, runs, grids, paired, verdicts, boards and tables read the committed
-files; training and commands run something, a minute each. They are as of v0.1.0, but for boards and
-tables: these hold today's rows, each of whose numbers was found to be that of v0.1.0's row, or of
-the rows of the same cards, before it was stored. A difference is named, and no failure, if
+files; training and commands run something, a minute each. They are as of v0.1.0, but for three:
+boards and tables hold today's rows, each of whose numbers was found to be that of v0.1.0's row, or
+of the rows of the same cards, before it was stored; training is as of commit 5826cae9, since the
+step of an evaluation follows the radius. A difference is named, and no failure, if
 tests/golden/oracle/named_changes.toml matches it.
 
 All names of the package stand in the imports: when one moves, change it there.

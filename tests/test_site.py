@@ -102,5 +102,5 @@ def test_the_site_is_built_without_a_warning(pages: Path, tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "site" / "docs" / "first-hour.html").exists()
     losses = (tmp_path / "site" / "docs" / "api" / "taet.losses.html").read_text()
-    assert 'id="taet.losses.long_tail.balanced_softmax"' in losses
+    assert 'id="taet.losses.balanced_softmax.balanced_softmax"' in losses
     assert "Ren et al." in losses, "the source is on the page"
