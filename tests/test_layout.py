@@ -23,7 +23,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # model knows no data, a loss no model, an attack no model but as a function.
 LEAVES = {
     *("errors", "files", "flags", "formatting", "randomness", "registry", "progress"),
-    *("distributed", "machine", "metrics", "settings"),
+    *("distributed", "machine", "metrics", "network", "settings"),
 }
 LEARNED = {"data", "own_data", "models", "losses", "attacks", "methods"}
 FOLDERS: dict[str, set[str]] = {
@@ -49,6 +49,7 @@ LEAF_IMPORTS = {
     "machine": {"__version__", "distributed", "errors", "files", "formatting"},
     "registry": {"errors", "files"},
     "metrics": {"errors"},
+    "network": {"errors", "formatting"},
     "progress": {"formatting"},
     "settings": {"errors", "formatting", "registry"},
     "protocols": {"settings", "errors", "methods"},

@@ -1,5 +1,6 @@
 """A network of the user's own and images from memory, as `train(model=..., dataset=...)`."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from torch.testing import assert_close
 
 from taet.data import Dataset
@@ -104,6 +106,35 @@ def test_a_folder_that_holds_a_run_is_refused_before_the_network_is_tried(
         train(run, out=whole.folder, model=network(4), dataset=arrays())
 
 
+class Through(nn.Module):
+    """The network, whose images pass through a function first."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.network, self.function = network(), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(self.function(x))
+        return logits
+
+
+class Keeping(Through):
+    """The network, which keeps its logits, with their graph, in a list."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.clone)
+        self.kept = list[Tensor]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept = [super().forward(x)]
+        return self.kept[0]
+
+
+def quantised() -> nn.Module:
+    with warnings.catch_warnings(action="ignore"):
+        return torch.ao.quantization.quantize_dynamic(network().eval(), {nn.Linear}, torch.qint8)
+
+
 REFUSED: list[tuple[str, Callable[[], Any], str]] = [
     ("classes", lambda: network(4), r"\(2, 4\).*allowed: \(2, 3\), one logit per class"),
     ("a class", lambda: nn.Linear, r"model: got .*; allowed: an nn\.Module"),
@@ -117,6 +148,19 @@ REFUSED: list[tuple[str, Callable[[], Any], str]] = [
         lambda: network().requires_grad_(False),
         "model: got no parameter that needs a gradient",
     ),
+    ("float64", lambda: network().double(), r"not float32; allowed: float32 \(call model.float"),
+    (
+        "a lazy layer",
+        lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(3)),
+        "without a shape; allowed: a lazy network after its first batch",
+    ),
+    (
+        "quantised",
+        quantised,
+        r"got quantised layers \(1 and 3\), .*allowed: the network before it was quantised",
+    ),
+    ("a detached image", lambda: Through(torch.detach), "no gradient reaches the image"),
+    ("what it keeps", Keeping, "model: cannot be copied after a forward pass"),
 ]
 
 
@@ -165,6 +209,13 @@ def test_a_network_with_view_trains_in_the_ordinary_layout_with_a_note(
     assert any("not in channels_last, which its .view does not allow" in note for note in notes)
 
 
+def test_a_graph_of_torch_export_is_refused_before_the_training(tiny: Tiny, tmp_path: Path) -> None:
+    batch = {0: torch.export.Dim("batch")}
+    graph = torch.export.export(network(), (torch.zeros(2, 1, 6, 6),), dynamic_shapes=(batch,))
+    message = "model: got a graph of torch.export, .*allowed: the nn.Module"
+    refusing_the_model(tiny, tmp_path / "new", graph.module(), message)
+
+
 class TwoOutputs(nn.Module):
     """A network with an auxiliary classifier, which gives logits of its own in training."""
 
@@ -187,3 +238,114 @@ def test_torchscript_is_refused_before_the_training(tiny: Tiny, tmp_path: Path) 
     script = torch.jit.trace(network(), torch.zeros(2, 1, 6, 6))
     message = "model: got TorchScript, .*allowed: the nn.Module"
     refusing_the_model(tiny, tmp_path / "new", script, message)
+
+
+def pruned() -> nn.Module:
+    """The network with three quarters of its first weights pruned."""
+    given = network()
+    prune.l1_unstructured(given[1], "weight", 0.75)  # type: ignore[no-untyped-call]
+    return given
+
+
+def weight_normalised() -> nn.Module:
+    given = network()
+    torch.nn.utils.weight_norm(given[1])
+    return given
+
+
+def spectrally_normalised() -> nn.Module:
+    given = network()
+    torch.nn.utils.spectral_norm(given[1])
+    return given
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
+@pytest.mark.parametrize("build", [pruned, weight_normalised, spectrally_normalised])
+def test_a_network_that_computes_its_weights_is_trained_and_loaded(
+    tiny: Tiny, tmp_path: Path, build: Callable[[], nn.Module]
+) -> None:
+    given = build()
+    given(torch.zeros(2, 1, 6, 6))  # from now on its weights have a graph
+    done = train(
+        tiny("las-at", {"training.ema": 0.9}), out=tmp_path / "run", model=given, dataset=arrays()
+    )
+    loaded = load_run(done.folder, model=given, dataset=arrays()).model
+    x = torch.rand(2, 1, 6, 6)
+    assert_close(loaded(x), done.model(x), rtol=0, atol=0)
+
+
+def test_a_pruned_weight_stays_zero_in_training(tiny: Tiny, tmp_path: Path) -> None:
+    given = pruned()
+    done = train(tiny("at"), out=tmp_path / "run", model=given, dataset=arrays())
+    is_kept = given.get_buffer("1.weight_mask").bool()
+    weight = done.model.get_submodule("network.1").weight
+    assert not weight[~is_kept].any()
+
+
+class Scattered(nn.Module):
+    """The network, which writes its logits into float32, whatever type they have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = network()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.network(x)
+        positions = torch.arange(3).expand(len(x), -1)
+        return torch.zeros(len(x), 3).scatter(1, positions, logits)
+
+
+def test_a_network_that_fails_in_bf16_is_refused_with_the_option(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    run = tiny("at", {"training.precision": "bf16"})
+    with one_line("model: allowed: --precision float32; fails in bf16"):
+        train(run, out=tmp_path / "new", model=Scattered(), dataset=arrays())
+
+
+def test_one_logit_of_a_binary_network_is_refused_with_the_two_that_it_means(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    with one_line(r"\(2, 1\).*torch.cat\(\[torch.zeros_like\(z\), z\], 1\)"):
+        train(tiny("at"), out=tmp_path / "new", model=network(1), dataset=arrays(2))
+
+
+def compiled() -> nn.Module:
+    return torch.compile(network(), backend="eager")  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("build", [network, pruned, compiled])
+def test_features_are_the_inputs_of_a_last_linear_layer(
+    tiny: Tiny, tmp_path: Path, build: Callable[[], nn.Module]
+) -> None:
+    done = train(tiny("reat"), out=tmp_path / "run", model=build(), dataset=arrays())
+    loaded = load_run(done.folder, model=build(), dataset=arrays()).model
+    assert loaded.features(torch.rand(2, 1, 6, 6)).shape == (2, 16)  # type: ignore[operator]
+
+
+def test_a_killed_run_with_features_ends_with_the_same_bits(
+    tiny: Tiny, tmp_path: Path, killed_before: BeforeStep, assert_same: AssertSame
+) -> None:
+    run = tiny("reat", {"training.batch_size": 10, "training.epochs": 2})
+    whole = train(run, out=tmp_path / "whole", model=network(), dataset=arrays())
+    with killed_before(4):
+        train(run, out=tmp_path / "killed", model=network(), dataset=arrays())
+    resume(tmp_path / "killed", model=network(), dataset=arrays())
+    assert_same(tmp_path / "killed", whole.folder)
+
+
+def test_the_last_layer_of_a_network_from_memory_is_trained_alone(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    given = network()
+    done = train(
+        tiny("at", {"model.tune": "head"}), out=tmp_path / "run", model=given, dataset=arrays()
+    )
+    body = done.model.get_submodule("body")
+    assert_close(body.get_parameter("1.weight"), given.get_parameter("1.weight"), rtol=0, atol=0)
+
+
+def test_a_network_without_a_last_linear_layer_has_no_features(tiny: Tiny, tmp_path: Path) -> None:
+    given = nn.Sequential(network(), nn.Tanh())
+    with one_line("model: reat needs features, which a network has only if its logits come from"):
+        train(tiny("reat"), out=tmp_path / "new", model=given, dataset=arrays())

@@ -12,16 +12,13 @@ from torch import Tensor, nn
 from taet.attacks.ball import Norm, Size, check_size
 from taet.errors import UserError
 from taet.machine import float32_by_default
+from taet.network import NO_GRADIENT, check_network
 from taet.settings.arguments import check_arguments
 from taet.settings.types import check_value, leaves
 
 PROBABILITIES = (
     "probabilities, which sum to 1 for every image; allowed: logits, as they are before the "
     "softmax, or a Module around the model with its output.clamp(min=1e-12).log()"
-)
-NO_GRADIENT = (
-    "model: no gradient reaches the image; is there a detach, no_grad or argmax in forward, or is "
-    "it quantised?"
 )
 UNUSED = ("not have been used in the graph", "'NoneType' object has no attribute 'sum'")
 """What PyTorch says of a gradient that is not there, and pyautoattack, which reads x.grad."""
@@ -103,6 +100,8 @@ def _check_inputs(model: object, x: object, y: object) -> None:
     if not callable(model):
         allowed = "a Module or function from images (N, ...) in [0, 1] to logits (N, classes)"
         raise UserError(f"model: got a {type(model).__name__}; allowed: {allowed}")
+    if isinstance(model, nn.Module):
+        check_network(model)
     if not isinstance(x, Tensor) or not isinstance(y, Tensor):
         what, wrong = ("labels", y) if isinstance(x, Tensor) else ("images", x)
         raise UserError(
@@ -175,17 +174,31 @@ def distributions(logits: Tensor) -> Tensor:
 
 class CheckedModel(nn.Module):
     """A model whose first output is checked: logits, one per class, and labels within these
-    classes."""
+    classes.
+
+    After the first backward pass from the logits, the gradient must have reached the image. Some
+    layers only claim one, and an attack whose loss has other terms would not notice.
+    """
 
     def __init__(self, model: Model, labels: Tensor) -> None:
         super().__init__()
         self.model, self.labels, self.checked = model, labels, False
+        self.gradient_left_logits = self.gradient_reached_image = False
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.gradient_left_logits and not self.gradient_reached_image:
+            raise UserError(NO_GRADIENT)
+        has_gradient = x.requires_grad and torch.is_grad_enabled()
+        watches = has_gradient and not self.gradient_reached_image
+        if watches:
+            x = x.view_as(x)  # whose gradient is that of the logits alone
+            x.register_hook(self._image_reached)  # type: ignore[no-untyped-call]
         output = self.model(x) if self.checked else self._first_output(x)
         logits = output if self.checked else check_output(output, x)
-        if x.requires_grad and torch.is_grad_enabled() and not logits.requires_grad:
+        if has_gradient and not logits.requires_grad:
             raise UserError(NO_GRADIENT)
+        if watches:
+            logits.register_hook(self._logits_left)  # type: ignore[no-untyped-call]
         if self.checked:
             return output
         check_labels(int(self.labels.min()), int(self.labels.max()), logits.shape[1])
@@ -197,6 +210,12 @@ class CheckedModel(nn.Module):
             raise UserError(f"model output: got {PROBABILITIES}")
         self.checked = True
         return output
+
+    def _logits_left(self, _gradient: Tensor) -> None:
+        self.gradient_left_logits = True
+
+    def _image_reached(self, gradient: Tensor | None) -> None:
+        self.gradient_reached_image |= gradient is not None
 
     def _first_output(self, x: Tensor) -> Tensor:
         """Return the model's output for x, whose type may not be that of its weights."""

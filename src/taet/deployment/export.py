@@ -3,7 +3,6 @@ weights alone."""
 
 from __future__ import annotations
 
-import copy
 import importlib
 import io
 import json
@@ -25,6 +24,7 @@ from taet.deployment.trained_model import TrainedModel, load
 from taet.errors import UserError, needed, unknown, wrapping_user_code
 from taet.files import check_output, make_folder, write_atomically
 from taet.models.tuning import merge
+from taet.network import copied
 from taet.randomness import generator
 from taet.run.folder import ARTIFACTS, METADATA, folder_of, weights_digest
 from taet.settings.arguments import checked_arguments
@@ -77,7 +77,7 @@ def export(
     if path.exists() and not force:
         raise UserError(f"{path} exists already; allowed: another --out, or --force to replace it")
     if isinstance(run_dir, TrainedModel):
-        trained = replace(run_dir, model=copy.deepcopy(run_dir.model))
+        trained = replace(run_dir, model=copied(run_dir.model))
     else:
         trained = load(run_dir, weights, model=model)
     merge(trained.model)

@@ -29,6 +29,7 @@ from taet.files import DONE, METRICS, RUN
 from taet.formatting import duration, join_words, percent
 from taet.machine import PACKAGES, environment, float32_by_default, resolve_device
 from taet.metrics import accuracies
+from taet.network import check_network
 from taet.run.folder import DELIVERED, SUFFIX, RunFolder, folder_of
 from taet.settings import Data
 from taet.settings.arguments import checked_arguments
@@ -100,7 +101,9 @@ def check(
     files, changes = tuple[Finding, ...](), {"attacks": attacks, "eps": eps}
     if model_or_run_dir is None:
         return Check((*_machine(resolve_device(str(device))),))
-    if not isinstance(model_or_run_dir, nn.Module):
+    if isinstance(model_or_run_dir, nn.Module):
+        check_network(model_or_run_dir)
+    else:
         folder = folder_of(model_or_run_dir)
         files = verify(folder.path)
         if not all(file.ok for file in files) or not folder.is_done:

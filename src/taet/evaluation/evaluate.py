@@ -29,7 +29,7 @@ from taet.evaluation.target import ArrayOrTensor, EvaluationTarget, attacked, de
 from taet.files import Json
 from taet.formatting import duration
 from taet.machine import float32_by_default, idle_threads, keep_freed_memory, using
-from taet.models.network import check_values
+from taet.network import check_network
 from taet.progress import Meter, Progress, chosen
 from taet.run.folder import RunFolder
 from taet.run.loading import locked_by_job
@@ -113,7 +113,7 @@ def evaluate(
     check_value("threads", threads, Processes | None)
     is_module = isinstance(model_or_run_dir, nn.Module)
     if isinstance(model_or_run_dir, nn.Module):
-        check_values(model_or_run_dir)
+        check_network(model_or_run_dir)
     describing = OF_A_MODULE if is_module else OF_A_RUN
     about = {name: options.pop(name) for name in describing & options.keys()}
     target = EvaluationTarget.of(model_or_run_dir, images, labels, class_names=class_names, **about)

@@ -85,7 +85,11 @@ def restored(model: nn.Module) -> Iterator[Callable[[], list[str]]]:
     finally:
         with torch.no_grad():
             for name in before.keys() & changes():
-                tensors()[name].copy_(before[name])
+                tensor, value = tensors()[name], before[name]
+                if tensor.shape == value.shape:
+                    tensor.copy_(value)
+                else:  # as in layers that observe their inputs to be quantised later
+                    tensor.data = value
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ from taet.metrics.counts_in_order import in_class_order
 from taet.models import Classifier
 from taet.models.classifier import lay_out
 from taet.models.view import make_view
+from taet.network import check_float32, check_image_gradient, check_network
 from taet.run.folder import BEST, DELIVERED, LAST, RunFolder, weights_digest
 from taet.run.loading import load_model, load_run
 from taet.run.record import RunRecord
@@ -452,19 +453,14 @@ def count_classes(model: nn.Module, images: TestImages, labels: Ints, device: to
 
     A model that cannot be attacked is a `UserError`.
     """
-    if any(
-        tensor.is_floating_point() and tensor.dtype != torch.float32
-        for tensor in model.parameters()
-    ):
-        raise UserError(
-            "model: got weights that are not float32; allowed: float32 (call model.float())"
-        )
+    check_network(model)
+    check_float32(model)
     with frozen_and_exact(device.type, model), restored(model) as changes:
         x = as_unit(images[:2]).to(device)
         copies = x.clone().requires_grad_(), x.clone()
         with wrapping_user_code(f"model: fails on images of shape {tuple(x.shape)}"):
             logits = CountingModel(model)(copies[0])
-            gradient = _gradient(model, x)
+            check_image_gradient(model, x)
             with torch.no_grad():
                 CountingModel(model)(copies[1])
         changed = changes()
@@ -473,27 +469,9 @@ def count_classes(model: nn.Module, images: TestImages, labels: Ints, device: to
     if changed:
         got = f"{changed[0]} changes during a forward pass in eval mode"
         raise UserError(f"model: {got}; allowed: one that does not change")
-    if gradient is None:
-        raise UserError(
-            "model: no gradient reaches the image; is there a detach, no_grad or argmax in "
-            "forward, or is it quantised?"
-        )
     width = int(logits.shape[1])
     check_labels(int(labels.min()), int(labels.max()), width)
     return width
-
-
-def _gradient(model: nn.Module, images: Tensor) -> Tensor | None:
-    """Return the gradient of the sum of the logits at each image; None if none reaches it.
-
-    Logits of quantised layers require a gradient although these layers have none.
-    """
-    leaf = images.clone().requires_grad_()
-    logits: Tensor = model(leaf)
-    if not logits.requires_grad:
-        return None
-    (gradient,) = torch.autograd.grad(logits.sum(), leaf, allow_unused=True)
-    return gradient
 
 
 def are_numbers(names: Sequence[str] | None, known: Sequence[str]) -> bool:

@@ -3,8 +3,6 @@
 Source: Schlarmann et al., Robust CLIP, ICML 2024, arXiv:2402.12336, equation 3.
 """
 
-import copy
-
 from torch import Tensor, nn
 
 from taet.distributed import global_mean
@@ -18,6 +16,7 @@ from taet.methods.base import (
     refuse_outer,
     refuse_smoothing,
 )
+from taet.network import copied
 
 
 class Fare(Method):
@@ -42,7 +41,7 @@ class Fare(Method):
 
     def begin(self, model: nn.Module) -> None:
         if self.start is None:
-            self.start = copy.deepcopy(model).eval().requires_grad_(False)
+            self.start = copied(model).eval().requires_grad_(False)
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:
         assert self.start is not None

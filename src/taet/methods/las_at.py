@@ -33,6 +33,7 @@ from taet.methods.base import (
     refuse_smoothing,
 )
 from taet.models.resnet import LAYOUTS, residual_body
+from taet.network import computed_tensors
 from taet.randomness import seeded
 from taet.settings.types import Count, NonNegative, Positive, Rule
 
@@ -230,7 +231,7 @@ class LearnableAttackStrategy(Method):
         on the examples."""
         x, y, attack = step.x, step.y, step.attack
         # together: the optimiser has the copied weights
-        ahead, optimizer = copy.deepcopy((model, step.optimizer))
+        ahead, optimizer = copy.deepcopy((model, step.optimizer), computed_tensors(model))
         for group in optimizer.param_groups:
             if "momentum" in group:
                 group["momentum"] = 0.0  # the published SGD has none

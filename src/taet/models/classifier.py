@@ -1,7 +1,6 @@
 """The structure of every model: normalisation, features, a linear or a cosine head, and the
 deployed offset."""
 
-import copy
 import platform
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, Self
@@ -9,6 +8,8 @@ from typing import Literal, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from taet.network import copied
 
 # features that are all zero have no direction; their cosines are 0, with a finite gradient
 TINY = 1e-12
@@ -152,7 +153,7 @@ def lay_out(network: nn.Module, image_shape: Sequence[int]) -> tuple[str, ...]:
     `.view` of a network's own code needs the ordinary layout. A copy is tried on two images. If
     that fails, a hook passes the images to the network in the ordinary layout.
     """
-    trial = copy.deepcopy(network).eval().to(memory_format=torch.channels_last)
+    trial = copied(network).eval().to(memory_format=torch.channels_last)
     device = next((value.device for value in network.state_dict().values()), torch.device("cpu"))
     images = torch.zeros(2, *image_shape, device=device)
     every_gpu = range(torch.cuda.device_count())

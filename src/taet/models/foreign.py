@@ -5,7 +5,6 @@ For training, a network is split into features and head. For evaluation it stays
 normalisation.
 """
 
-import copy
 import importlib
 import inspect
 import pkgutil
@@ -44,6 +43,7 @@ from taet.models.trust import is_own
 from taet.models.weight_files.loading import load_all, match, pretrained, statistics_of
 from taet.models.weight_files.recognition import Recognised
 from taet.models.weight_files.stored_weights import StoredWeights, read
+from taet.network import check_trainable, copied
 from taet.randomness import seeded
 from taet.settings.arguments import checked_arguments
 
@@ -97,9 +97,9 @@ def build(
         if ":" not in name:
             model = registered(name, num_classes, image_shape, head, stem)
         elif stem == "auto":
-            model = split_head(
-                external(name, num_classes, image_shape), num_classes, image_shape, head
-            )
+            network = external(name, num_classes, image_shape)
+            check_trainable(network)
+            model = split_head(network, num_classes, image_shape, head)
         else:
             raise UserError(f"model stem: got {stem}; {name} has its own; allowed: auto")
     if weights is not None:
@@ -337,13 +337,17 @@ def split_head(
     the features, and the parts are copies. A network without such a layer is used whole; a
     Classifier stays as it is.
     """
+    network = getattr(network, "_orig_mod", network)  # of torch.compile, which hides the layers
     images = torch.rand(2, *image_shape)
+    parameter = next(network.parameters(), None)
+    if parameter is not None:
+        images = images.to(parameter.device)
     check_logits(network.eval(), images, num_classes)
     if isinstance(network, Classifier | Adapter):
         return network.train()
     linear = [(name, part) for name, part in network.named_modules() if isinstance(part, nn.Linear)]
     for name in reversed([name for name, part in linear if part.out_features == num_classes]):
-        body = copy.deepcopy(network)
+        body = copied(network)
         last = cast(nn.Linear, body.get_submodule(name))
         if _remove_head(body, name, last, images):
             layer = (
@@ -365,7 +369,8 @@ def _remove_head(body: nn.Module, name: str, last: nn.Linear, images: Tensor) ->
     """Replace the layer `last` of a network by the identity; return whether the network then
     returns its inputs."""
     # Both signs, and rows that no softmax can give, so that any operation after the layer shows.
-    outputs, captured = torch.linspace(-1, 1, 2 * last.out_features).view(2, -1), list[Tensor]()
+    outputs = torch.linspace(-1, 1, 2 * last.out_features, device=images.device).view(2, -1)
+    captured = list[Tensor]()
 
     def replace_outputs(_layer: nn.Module, inputs: tuple[Tensor, ...], _outputs: Tensor) -> Tensor:
         captured.extend(inputs)
@@ -393,9 +398,10 @@ def check_logits(network: nn.Module, images: Tensor, num_classes: int) -> Tensor
         logits: Tensor = network(images)
     if getattr(logits, "shape", None) != (2, num_classes):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise UserError(
-            f"model: got {got} for 2 images; allowed: (2, {num_classes}), one logit per class"
-        )
+        allowed = f"(2, {num_classes}), one logit per class"
+        if num_classes == 2 and isinstance(logits, Tensor) and logits.numel() == len(images):
+            allowed += "; one logit z of a binary network is torch.cat([torch.zeros_like(z), z], 1)"
+        raise UserError(f"model: got {got} for 2 images; allowed: {allowed}")
     if getattr(network, "aux_logits", False):  # as in torchvision's Inception networks
         raise UserError(
             "model: its auxiliary classifiers give more outputs in training; allowed: one output"

@@ -15,6 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from taet.errors import UserError, exception_text, shortened
 from taet.models.classifier import Classifier
+from taet.network import computed_tensors, copied
 from taet.randomness import derive_seed
 
 # largest difference of two logits over the largest one; float32 rounds by 6e-8 in every layer
@@ -67,7 +68,8 @@ class View:
             for value in model.parameters()
         }
         self.module = copy.deepcopy(
-            model, shared | {id(buffer): buffer for buffer in model.buffers()}
+            model,
+            shared | {id(buffer): buffer for buffer in model.buffers()} | computed_tensors(model),
         )
         self._folds: list[Fold] = []
         self._casts: list[tuple[Tensor, Tensor]] = []
@@ -199,7 +201,7 @@ def _folds(
     """Return the pairs to fold, tested in float32 on noise, with random statistics: fresh ones
     would hide errors."""
     # a GPU's TF32 rounds more than a fold may
-    trial = copy.deepcopy(model).cpu().eval().requires_grad_()
+    trial = copied(model).cpu().eval().requires_grad_()
     first = next(model.parameters(), torch.empty(0))
     noise = torch.Generator().manual_seed(derive_seed(0, "view"))
     x = torch.rand(2, *image_shape, generator=noise).to(first.dtype)
@@ -217,7 +219,7 @@ def _folds(
         # fails where a part is kept out of autocast, which public code does by device
         if dtype is not None:
             with torch.autocast(first.device.type, dtype):
-                View(copy.deepcopy(model), pairs, dtype).module(x.to(first.device))
+                View(copied(model), pairs, dtype).module(x.to(first.device))
     return pairs
 
 

@@ -246,6 +246,16 @@ class RunFolder:
         content = save(tensors, metadata={METADATA: json.dumps(about.model_dump())})
         files.write_atomically(self.path / f"{name}{SUFFIX}", content)
 
+    def has_head(self, name: str) -> bool:
+        """Whether the weights are of a network with a head of its own, beside the body."""
+        path = self.weights(name)
+        if not path.is_file():
+            return False  # `load_weights` says why
+        why = f"{path} was not written by taet train, or is truncated"
+        with files.opened(path), wrapping_user_code(why), safe_open(path, framework="pt") as file:
+            names: list[str] = file.keys()
+        return any(name.startswith("head.") for name in names)
+
     def load_weights(self, name: str, model: nn.Module) -> None:
         """Load weights into `model`.
 

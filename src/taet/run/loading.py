@@ -14,8 +14,9 @@ from taet.data import Dataset, load
 from taet.distributed import run_on_rank_zero
 from taet.errors import UserError
 from taet.machine import float32_by_default
-from taet.models.network import copy_of
 from taet.models.tuning import extend
+from taet.network import copy_of
+from taet.randomness import seeded
 from taet.run.folder import DELIVERED, RunFolder, folder_of
 from taet.run.identity import code_of, retired_settings
 from taet.run.record import RunRecord
@@ -71,6 +72,9 @@ def load_model(
         )
     else:
         model = copy_of(model)
+        if run_folder.has_head(weights):
+            with seeded(record.run.seed, "weights"):
+                model = models.split_head(model, classes, data.image_shape)
     model = models.adapted(model, classes)
     extend(model, chosen.tune)
     run_folder.load_weights(weights, model)

@@ -4,7 +4,6 @@ resumed."""
 from __future__ import annotations
 
 import contextlib
-import copy
 import itertools
 import logging
 import threading
@@ -33,6 +32,7 @@ from taet.files import Json
 from taet.formatting import join_words
 from taet.machine import interruption, keep_freed_memory, peak_memory_mb
 from taet.methods.base import ClassFeedback
+from taet.network import copied
 from taet.progress import Progress
 from taet.run.folder import BEST, DELIVERED, LAST, RunFolder
 from taet.run.loading import resume_call
@@ -261,7 +261,7 @@ def deployed(
 ) -> nn.Module:
     """Copy the model for deployment: with averaged weights if the run uses them, and the method's
     offset."""
-    model = copy.deepcopy(state.model)
+    model = copied(state.model)
     if averaged and state.average is not None and state.average.n_averaged:
         model.load_state_dict(state.average.module.state_dict())
         if plan.run.training.swa < 1 and not getattr(model, "still", False):
@@ -278,7 +278,7 @@ def _estimate_statistics(
     Averaged weights have no statistics of their own. The public code of SWA in this field uses
     clean images; a network trained on adversarial images needs statistics of adversarial images.
     """
-    attacked, loader = copy.deepcopy(model), plan.loader
+    attacked, loader = copied(model), plan.loader
     epoch = min(state.epoch, plan.run.training.epochs - 1)
     state.method.enter(epoch)
     state.seed_model(epoch, "swa")

@@ -38,13 +38,14 @@ from taet.machine import (
 )
 from taet.models import Adapter, Classifier
 from taet.models.classifier import guard_layout, lay_out, part_for_images
-from taet.models.network import check_output_in_training, copy_of
 from taet.models.normalization import parse_normalization
 from taet.models.sync_norm import synchronised
 from taet.models.tuning import select, trained
 from taet.models.view import View, make_view
 from taet.models.weight_files.location import OF_RUN, download_or_path, weights_file
+from taet.network import check_image_gradient, check_training, computed_tensors, copy_of
 from taet.progress import Progress, reporting_to
+from taet.randomness import seeded
 from taet.run.folder import SCHEMA, RunFolder
 from taet.run.identity import code_of
 from taet.run.record import RunRecord
@@ -247,7 +248,7 @@ def build_model(
     if given is None:
         model = _own_model(resolved, dataset, weights)
     else:
-        model = _given_model(given, dataset, device)
+        model = _given_model(given, resolved, dataset, device)
     complete(model, resolved, fresh=given is None and chosen.weights is None and not begun)
     if given is not None and weights is not None:
         raise UserError(
@@ -260,7 +261,10 @@ def build_model(
     model.to(device)
     if given is not None or ":" in chosen.name:
         zeros = torch.zeros(2, *dataset.image_shape, device=device)
-        check_output_in_training(part_for_images(model), zeros)
+        check_training(part_for_images(model), zeros, run.training.precision)
+        if any(stage != "clean" for stage in resolved.method.task.stages):
+            with frozen(model):
+                check_image_gradient(model, zeros)
     if run.training.channels_last:
         model.notes += lay_out(model, dataset.image_shape)
         model.notes += guard_layout(model, resolved.method)
@@ -285,15 +289,24 @@ def _own_model(resolved: Resolved, dataset: Dataset, weights: str | None) -> Cla
     return model
 
 
-def _given_model(given: nn.Module, dataset: Dataset, device: torch.device) -> Classifier | Adapter:
-    """Return a copy of a network from memory as an adapter; refuse one that returns
-    probabilities."""
+def _given_model(
+    given: nn.Module, resolved: Resolved, dataset: Dataset, device: torch.device
+) -> Classifier | Adapter:
+    """Return a copy of a network from memory; refuse one that returns probabilities.
+
+    Where the run needs features, or trains a part of the network, its last linear layer is its
+    head, as of a network that the run names; else it is used whole.
+    """
     network = copy_of(given)
     with frozen(network.to(device)):
         zeros = torch.zeros(2, *dataset.image_shape, device=device)
         outputs = models.check_logits(network, zeros, dataset.num_classes)
         if bool(distributions(outputs).all()):
             raise UserError(f"model: got {PROBABILITIES}")
+    if resolved.method.uses_features or resolved.run.model.tune != "all":
+        with seeded(resolved.run.seed, "weights"):
+            split = models.split_head(network.train(), dataset.num_classes, dataset.image_shape)
+        return split.to(device)
     return models.adapted(network, dataset.num_classes)
 
 
@@ -338,7 +351,8 @@ def expected_seconds(plan: TrainingPlan, state: State) -> float:
 
 def _seconds_per_image(plan: TrainingPlan, state: State, stage: str, batch: Batch) -> float:
     """Return the seconds of a step of a stage for each of its images, timed on copies."""
-    model, method = copy.deepcopy((state.model, state.method))
+    computed = computed_tensors(state.model) | computed_tensors(state.method)
+    model, method = copy.deepcopy((state.model, state.method), computed)
     view = _view(plan.run, model, plan.dataset)
     epoch = state.method.task.stages.index(stage)
     trial = replace(state, model=model, method=method, view=view, epoch=epoch, step=0)

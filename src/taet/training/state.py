@@ -20,6 +20,7 @@ from taet.losses import Loss
 from taet.methods.base import Attack, Method
 from taet.models import Adapter, Classifier
 from taet.models.view import View
+from taet.network import copied
 from taet.randomness import derive_seed, generator
 from taet.settings import Run, Training
 from taet.training.checkpoint import (
@@ -85,7 +86,7 @@ class WeightAverage(AveragedModel):
     """
 
     def __init__(self, model: nn.Module, decay: Callable[[int], float], begun: bool) -> None:
-        super().__init__(model, use_buffers=True)
+        super().__init__(copied(model), use_buffers=True)
         self.decay = decay
         self.n_averaged.fill_(int(begun))
 
