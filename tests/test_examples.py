@@ -175,6 +175,7 @@ def test_evidence_is_seldom_large_between_equal_models_and_an_interval_holds_the
     assert 0 < low < 0.2 < high
 
 
+@pytest.mark.full
 def test_abstain(twelve_epochs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     module = example("abstain")
     found = module["main"]([str(twelve_epochs), "--share", "0.6"])
@@ -185,6 +186,7 @@ def test_abstain(twelve_epochs: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert limit[1:].tolist() == [1, 1]
 
 
+@pytest.mark.full
 def test_embed(one_epoch: Path, tmp_path: Path) -> None:
     found = example("embed")["main"]([str(one_epoch), str(tmp_path / "x.png"), "--images", "6"])
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
@@ -261,6 +263,7 @@ def test_track(
         module["main"]([str(folder), "--to", "mlflow"])
 
 
+@pytest.mark.full
 def test_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each epoch is logged once, and as soon as the run folder has it."""
     module, told = example("live"), list[tuple[int, int]]()

@@ -99,6 +99,7 @@ def test_what_fools_attacks_is_named_and_nothing_else(
     assert raised(facts_of(build())) in (expected, OTHERWISE.get(build))
 
 
+@pytest.mark.full
 def test_a_merged_class_has_the_larger_logit_of_its_two_outputs() -> None:
     x, model = museum.tested()[0], museum.dummies()
     expected = torch.maximum(*model(x).split(museum.CLASSES, 1))
@@ -110,6 +111,7 @@ def merged() -> nn.Module:
     return Merged(museum.dummies(), museum.CLASSES).eval()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("build", "random", "expected"),
     [

@@ -149,6 +149,7 @@ def test_a_point_of_the_smoke_script_that_passed_is_not_repeated(
     )
 
 
+@pytest.mark.full
 def test_the_loop_of_pgd_in_one_graph_gives_the_images_of_the_package(
     load: Load,
 ) -> None:
@@ -215,6 +216,7 @@ def test_sides_take_turns_and_a_ratio_is_the_median_of_the_rounds(load: Load) ->
     assert row == {"ratio": 3.0, "spread": [2.0, 5.0], "n": 3, "ours": 1.0, "other": 3.0}
 
 
+@pytest.mark.full
 def test_the_cost_model_is_that_of_the_paper_and_of_the_parts(load: Load) -> None:
     cost = load("cost")
     assert cost.rho(0.619, 10) == pytest.approx(0.139, abs=5e-4)

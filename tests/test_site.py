@@ -89,6 +89,7 @@ def test_the_navigation_leads_to_pages_that_exist(pages: Path) -> None:
     assert {*listed} <= {str(page.relative_to(pages)) for page in pages.rglob("*.md")}
 
 
+@pytest.mark.full
 @pytest.mark.skipif(MKDOCS is None, reason="mkdocs is not installed: make docs installs it")
 def test_the_site_is_built_without_a_warning(pages: Path, tmp_path: Path) -> None:
     settings = (ROOT / "mkdocs.yml").read_text()

@@ -233,6 +233,7 @@ def assert_same(found: SuiteResult, expected: SuiteResult) -> None:
     assert all(torch.equal(mask, expected.parts[part]) for part, mask in found.parts.items())
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("few_queries")
 def test_resumes_at_the_unit_that_was_not_finished() -> None:
     model, (x, y) = train(4), data(4)
@@ -249,6 +250,7 @@ def test_resumes_at_the_unit_that_was_not_finished() -> None:
         assert (resumed.forwards, resumed.backwards) == (expected.forwards, expected.backwards)
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("few_queries")
 def test_units_of_other_images_are_not_trusted() -> None:
     model, (x, y), state = train(4), data(4), Memory()
@@ -258,6 +260,7 @@ def test_units_of_other_images_are_not_trusted() -> None:
     assert_same(run(model, x, y, options(), natural=y, state=state), expected)
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("few_queries")
 @pytest.mark.diagonal("keep_examples", "dtype")
 @pytest.mark.parametrize("keep_examples", [True, False])

@@ -177,6 +177,7 @@ def naive_quick(
     return x_adv, number
 
 
+@pytest.mark.full
 def test_quick_in_l2_does_to_each_image_of_a_batch_what_a_loop_does_to_one() -> None:
     model, draws, eps, targets, near = Wavy(), torch.Generator().manual_seed(1), 0.05, 2, 0.25
     x = torch.rand(40, 3, 4, 4, generator=draws, dtype=torch.float64)

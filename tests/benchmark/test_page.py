@@ -306,6 +306,7 @@ def test_the_picture_has_a_mark_for_mean_and_tail_of_every_row(tmp_path: Path) -
             assert len(marks) == rows
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("cards")
 def test_the_picture_of_the_same_cards_is_the_same_file(tmp_path: Path) -> None:
     paths = tmp_path / "first.svg", tmp_path / "second.svg"

@@ -111,6 +111,7 @@ def refused(outcome: Any, *parts: str) -> None:
         assert part in last
 
 
+@pytest.mark.full
 @pytest.mark.sample(3)
 @pytest.mark.parametrize(("kind", "before", "after", "message"), FAULTS)
 def test_a_fault_of_a_plugin_is_one_line(

@@ -88,6 +88,7 @@ def of_reat(taet: Any, small: list[str], tmp_path_factory: pytest.TempPathFactor
     return folder
 
 
+@pytest.mark.full
 def test_the_reat_protocol_selects_on_validation_images_and_tests_on_balanced_ones(
     of_reat: Path,
 ) -> None:

@@ -116,6 +116,7 @@ def test_mistakes_are_one_line(taet: Any, words: str, part: str) -> None:
     assert part in outcome.err
 
 
+@pytest.mark.full
 def test_a_run_is_checked_file_by_file_and_as_a_model(
     taet: Any, finished: Any, tmp_path: Path
 ) -> None:

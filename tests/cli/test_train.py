@@ -247,6 +247,7 @@ def test_hours_name_what_shortens_them_and_nothing_else(
     assert f"--epochs 1 ({duration(expected_seconds(plan, state) / 4)})" in shorter
 
 
+@pytest.mark.full
 def test_own_images_need_no_other_options_and_are_attacked_and_reported(
     lesions: Path, monkeypatch: pytest.MonkeyPatch, taet: Any
 ) -> None:

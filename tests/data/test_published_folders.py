@@ -95,6 +95,7 @@ def test_groups_of_a_table_are_taken_and_not_tracks(tmp_path, signs):
     assert not own.mirror
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("place", "training"), [("gtsrb/GTSRB", "Final_Training/Images"), ("GTSRB", "Training")]
 )

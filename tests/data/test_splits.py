@@ -232,6 +232,7 @@ def test_groups_are_never_divided_and_no_class_loses_its_last_one(pairs, seed, d
     assert (hold_out(labels, groups, share, seed) == held).all()
 
 
+@pytest.mark.full
 def test_a_class_of_two_groups_has_one_held_out_and_a_single_group_none():
     labels, groups = np.repeat([0, 1], [30, 4]), np.concatenate([np.arange(30), [40, 40, 41, 41]])
     held = hold_out(labels, groups, 0.2, 0)

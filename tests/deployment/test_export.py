@@ -29,7 +29,7 @@ from tests.calls import one_line
 
 Make = Callable[..., Path]
 Draw = Callable[..., np.ndarray]
-FORMATS = ["pt2", pytest.param("onnx", marks=pytest.mark.full)]
+FORMATS = [pytest.param(name, marks=pytest.mark.full) for name in ("pt2", "onnx")]
 
 
 @pytest.fixture

@@ -82,6 +82,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     return fake
 
 
+@pytest.mark.full
 def test_the_folder_has_the_files_of_the_run_and_a_model_card(run: Path, published: Path) -> None:
     assert {path.name for path in published.iterdir()} == {*FILES, CONFIG, "README.md"}
     for name in ("metrics.jsonl", "model.safetensors", "evaluation.json"):

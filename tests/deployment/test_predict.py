@@ -29,6 +29,7 @@ def answered(trained: Path, dataset: Dataset) -> Predictions:
     return predict(trained, dataset.test.images, attack=ATTACK)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("attack", ["pgd-3:start=none", "cw-l2:eps=2,steps=2,lr=0.1"])
 def test_classes_and_survival_are_those_of_the_evaluation(
     attack: str, trained: Path, dataset: Dataset, tmp_path: Path

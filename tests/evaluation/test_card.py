@@ -420,6 +420,7 @@ def test_the_area_under_the_roc_curve_of_an_older_card_follows_from_its_matrix(
         ResultCard.load(path)
 
 
+@pytest.mark.full
 def test_committed_cards_load_and_are_written_again_with_the_same_bytes(tmp_path: Path) -> None:
     """One in eleven; the oracle reads them all."""
     schemas, texts = set(), {path: path.read_bytes() for path in sorted(RESULTS.rglob("*.json"))}

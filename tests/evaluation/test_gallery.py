@@ -70,6 +70,7 @@ def test_the_images_are_those_of_the_attack_that_was_counted(
         assert 0 < change.max() <= round(255 * EPS)
 
 
+@pytest.mark.full
 def test_an_image_that_the_suite_leaves_as_it_is_shows_the_attempt_of_another_attack(
     evaluated: Evaluated, tmp_path: Path
 ) -> None:
@@ -86,6 +87,7 @@ def test_an_image_that_the_suite_leaves_as_it_is_shows_the_attempt_of_another_at
     assert {image.made_by for image in images_of(alone).images} == {""}
 
 
+@pytest.mark.full
 def test_keeping_images_changes_no_number(evaluated: Evaluated, tmp_path: Path) -> None:
     attacks = "fgsm", "pgd-5", "quick", "autoattack-10"
     kept = evaluated(*attacks, out=tmp_path / "kept")
@@ -99,6 +101,7 @@ def test_keeping_images_changes_no_number(evaluated: Evaluated, tmp_path: Path) 
     assert not [*(tmp_path / "without").glob("*.png")]
 
 
+@pytest.mark.full
 def test_an_interrupted_evaluation_keeps_the_same_images(
     evaluated: Evaluated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

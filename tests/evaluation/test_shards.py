@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -41,6 +42,7 @@ def work(number: int, folder: Path) -> None:
         np.savez(folder / f"{number}.npz", **{c.name: c.predictions for c in card.columns})
 
 
+@pytest.mark.full
 def test_flags_and_parts_are_those_of_one_process(
     tmp_path: Path, side_by_side: Callable[[str, Path, int], None]
 ) -> None:

@@ -34,6 +34,7 @@ def cards(folder: Path) -> list[ResultCard]:
     return [ResultCard.load(path) for path in sorted(folder.glob("evaluation*.json"))]
 
 
+@pytest.mark.full
 def test_a_killed_evaluation_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evaluated: Evaluated
 ) -> None:
@@ -181,6 +182,7 @@ def test_a_ball_that_was_set_aside_gives_its_columns_back(
     assert ran == []
 
 
+@pytest.mark.full
 def test_a_point_of_a_curve_that_was_asked_for_later_is_in_the_tables_and_not_measured_again(
     evaluated: Evaluated, tmp_path: Path, ran: list[str]
 ) -> None:

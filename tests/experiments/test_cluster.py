@@ -53,6 +53,7 @@ def library(monkeypatch: pytest.MonkeyPatch) -> Submitit:
     return made
 
 
+@pytest.mark.full
 def test_cells_are_submitted_once_and_again_if_their_job_ended_early(
     small: dict[str, Any],
     tmp_path: Path,

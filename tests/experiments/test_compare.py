@@ -79,6 +79,7 @@ def test_what_is_missing_is_run_once(
     assert len(processes()) == before + 2
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("processes")
 def test_a_comparison_prints_its_events_where_somebody_watches(
     small: dict[str, Any],
@@ -148,6 +149,7 @@ def test_the_time_budget_stops_what_runs_and_begins_nothing(
     assert (states(result), result.out_of_time) == (["done"] * 3, False)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_waits_until_every_process_has_saved(
     small: dict[str, Any], processes: Processes, tmp_path: Path, number: signal.Signals
@@ -215,6 +217,7 @@ def test_a_folder_that_another_call_works_in_is_left_to_it(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("processes")
 def test_a_cell_whose_process_cannot_begin_fails_alone(
     small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -234,6 +237,7 @@ def test_a_cell_whose_process_cannot_begin_fails_alone(
     ]
 
 
+@pytest.mark.full
 def test_the_cores_are_shared_among_the_jobs(
     small: dict[str, Any], processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

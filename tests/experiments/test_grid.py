@@ -282,6 +282,7 @@ def test_a_card_needs_the_ball_and_the_attacks(
     assert cell.look().commands == (["evaluate", str(cell.folder)],)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -233,6 +233,7 @@ def test_choices_follow_their_probabilities() -> None:
     assert edges.flatten().tolist() == [0, 3]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_the_reward_is_the_attacked_loss_and_two_accuracies_of_the_copy_ahead(
     optimizer: Any, network: Network, digits: Batch, monkeypatch: pytest.MonkeyPatch

@@ -135,6 +135,7 @@ def results(
     return alone, together
 
 
+@pytest.mark.full
 @pytest.mark.sample(4)
 def test_two_processes_train_as_one(case: Case, results: Results) -> None:
     alone, together = results

@@ -130,6 +130,7 @@ def test_a_compiled_view_fills_a_short_batch_up(monkeypatch: pytest.MonkeyPatch)
     assert sizes == [4]
 
 
+@pytest.mark.full
 @compiles
 def test_one_process_compiles_any_number_of_views(monkeypatch: pytest.MonkeyPatch) -> None:
     compile_, views = torch.compile, 9  # torch stops at 8 graphs of a function

@@ -98,6 +98,7 @@ def cells(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return reproduce.cells(every, scale(request.param), Runs(none, none), options)
 
 
+@pytest.mark.full
 @pytest.mark.sample(2)
 def test_every_row_is_a_run_that_can_be_planned(cells: Cells, tmp_path: Path) -> None:
     first_seed = [cell for cell in cells if cell.seed == 0]

@@ -40,6 +40,7 @@ MEASURE = """<script>addEventListener("load", () => {
 });</script>"""  # noqa: E501
 
 
+@pytest.mark.full
 def test_nothing_is_fetched_and_no_script_runs(page: Page, of_run: Page) -> None:
     for written in (page, of_run):
         fetched = [address for address in written.fetched if not re.match(r"'?(data:|#)", address)]

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import taet
 
 PAPERS = Path(__file__).parents[2] / "papers"
@@ -50,6 +52,7 @@ assert key(settings[0]) != key(settings[1])
 """
 
 
+@pytest.mark.full
 def test_a_setting_of_two_lines_is_told_apart_everywhere(tmp_path: Path) -> None:
     package = Path(taet.__file__).parent
     copy = tmp_path / "taet"

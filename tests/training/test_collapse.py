@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from taet.run.record import Epoch
 from taet.settings import Run, from_json
 from taet.training import train
@@ -61,6 +63,7 @@ def test_one_flag_at_most_says_when_how_far_and_why() -> None:
     assert not training_flags([])
 
 
+@pytest.mark.full
 def test_the_curve_of_a_single_step_run_has_fgsm(tiny: Callable[..., Run], tmp_path: Path) -> None:
     usual, single = ["split", "clean", "pgd-2"], ["split", "clean", "fgsm", "pgd-2"]
     courses = (("n-fgsm", 2, single), ("at", 2, usual), ("at", 1, single), ("standard", 1, usual))

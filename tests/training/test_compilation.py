@@ -82,6 +82,7 @@ def test_a_run_on_a_cpu_is_compiled_only_where_it_is_asked_for(
     assert choices_of(tmp_path / "compiled")["training.compile"].startswith("True: asked for; ")
 
 
+@pytest.mark.full
 def test_nothing_is_captured_between_stages_epochs_and_for_a_short_batch(
     tiny: Tiny, tmp_path: Path, captured: Callable[[], int]
 ) -> None:
@@ -163,6 +164,7 @@ def test_a_run_trains_alike_compiled(changes: dict[str, Any], tiny: Tiny, tmp_pa
     same_losses(tiny("at", {"training.precision": "float32"} | changes), tmp_path)
 
 
+@pytest.mark.full
 def test_a_compiled_run_is_resumed(
     tiny: Tiny, tmp_path: Path, killed_before: BeforeStep, captured: Callable[[], int]
 ) -> None:

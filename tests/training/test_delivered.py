@@ -103,6 +103,7 @@ def selected(
     return Selected(case, finished, weights_of_epochs)
 
 
+@pytest.mark.full
 def test_a_run_delivers_the_epoch_that_was_asked_for(selected: Selected) -> None:
     case, run, weights_of_epochs = selected
     tensors, epoch = delivered(run.folder, "model")

@@ -75,6 +75,7 @@ def test_a_run_that_is_killed_and_resumed_is_the_run_that_was_not(
     assert_same(tmp_path / "stopped", tmp_path / "whole")
 
 
+@pytest.mark.full
 def test_source_and_counts_go_into_record_card_and_deviations(tiny: Tiny, tmp_path: Path) -> None:
     train(
         tiny("at", MIXED | {"data.extra": noise(tmp_path / "noise.npz"), "training.epochs": 1}),

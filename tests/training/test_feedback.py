@@ -94,6 +94,7 @@ def test_no_test_image_is_touched_once_training_has_begun(
     assert same(whole, train(run, out=tmp_path / "run", announce=seal))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("at", "when"), [(1, "after"), (2, "before")])
 def test_killed_where_an_epoch_is_saved_it_learns_from_each_point_once(
     run: Run,
@@ -161,6 +162,7 @@ def test_a_curve_whose_only_point_follows_the_last_epoch_is_refused(tiny: Tiny) 
     )
 
 
+@pytest.mark.full
 def test_an_average_of_admitted_epochs_is_delivered_and_resumed(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,6 +208,7 @@ def test_an_average_of_admitted_epochs_is_delivered_and_resumed(
     assert asked[4:] == [0, 1, 2, 3]
 
 
+@pytest.mark.full
 def test_a_curve_that_decides_nothing_looks_at_few_images(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

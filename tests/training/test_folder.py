@@ -153,6 +153,7 @@ def test_a_file_of_another_run_is_found_and_refused_where_it_is_read(
         use(folder)
 
 
+@pytest.mark.full
 def test_a_flipped_bit_anywhere_is_refused_or_gives_the_same_numbers(folder: Path) -> None:
     """Each file is hit equally often, and 0 numbers change in silence."""
     draw, before, refusals = random.Random(0), use(folder), 0

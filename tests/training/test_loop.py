@@ -62,6 +62,7 @@ def test_a_training_leaves_the_threads_of_the_caller_alone(tiny: Tiny, tmp_path:
     assert after == 2
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("context", "changes"),
     [
@@ -210,6 +211,7 @@ def test_the_folder_of_a_run_that_diverged_says_what_was_not_finite(diverged: Pa
     assert stored["epoch"] == 1
 
 
+@pytest.mark.full
 def test_a_run_that_goes_on_is_not_marked_as_diverged(diverged: Path) -> None:
     resume(diverged)
     assert not RunFolder(diverged).has_diverged

@@ -49,6 +49,7 @@ def test_new_work_takes_the_cores_that_are_idle(idle: int, expected: tuple[int, 
     assert pace.threads_for(8, 8, Ticks(1000, 500), Ticks(1000, 500)) == (8, "")
 
 
+@pytest.mark.full
 def test_a_run_that_begins_on_a_busy_machine_keeps_its_threads(
     tiny: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

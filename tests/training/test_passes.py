@@ -32,6 +32,7 @@ def test_a_forward_and_a_backward_pass_of_an_image_are_one_pass() -> None:
     assert (counter.forward, counter.backward, counter.passes) == (6, 4, 5.0)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("method", "settings", "passes"),
     [

@@ -45,6 +45,7 @@ def interrupt() -> None:
     signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.full
 @pytest.mark.sample(5)  # which shares no factor with the numbers of runs and of steps
 @pytest.mark.parametrize("at", range(STEPS))
 def test_killed_or_interrupted_before_any_step(

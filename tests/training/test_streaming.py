@@ -12,6 +12,7 @@ from taet.settings import Run
 from taet.training import train
 
 
+@pytest.mark.full
 def test_a_run_on_images_on_disk_is_the_run_on_images_in_memory(
     tiny: Callable[..., Run],
     tmp_path: Path,

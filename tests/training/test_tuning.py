@@ -57,6 +57,7 @@ def test_only_the_part_is_trained(
     )
 
 
+@pytest.mark.full
 @pytest.mark.sample(3)
 @pytest.mark.parametrize("share", [0.5, 0.2, 0.7])
 def test_a_killed_run_ends_with_the_same_weights(
