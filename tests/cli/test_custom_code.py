@@ -191,7 +191,10 @@ def test_a_run_folder_alone_never_chooses_what_is_imported(taet: Any, custom: Pa
     )
 
 
-def test_a_trusted_model_that_no_cell_has_is_refused(taet: Any) -> None:
+def test_a_trusted_model_that_no_cell_has_is_refused(
+    taet: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     Path("s.toml").write_text(
         "methods = ['at']\ndata = ['digits-lt']\nsettings.model = 'resnet8'\n"
     )
