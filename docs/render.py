@@ -33,7 +33,7 @@ from taet.errors import UserError
 from taet.evaluation import ResultCard
 from taet.formatting import markdown_table
 from taet.methods import Method, Task
-from taet.metrics.accuracies import Difference
+from taet.metrics.paired import Difference
 from taet.settings import Outer
 from taet.settings.types import Positive, Settings, allowed_text, hints
 

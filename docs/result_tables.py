@@ -18,7 +18,7 @@ from passes import passes
 
 import taet
 from taet.formatting import markdown_table, percent, percent_interval, points
-from taet.metrics.accuracies import Difference
+from taet.metrics.paired import Difference
 from taet.report import tables
 from taet.report.markup import markdown
 from taet.report.results import LEAD, LEADERBOARD, Results

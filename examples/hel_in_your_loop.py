@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from taet.attacks import pgd
 from taet.losses import hierarchical_equalization
-from taet.metrics import accuracies
+from taet.metrics import accuracies, balanced_interval
 
 EPS = 0.1  # digits have strong contrast, so eps is larger than the 8/255 used for photographs
 EPOCHS, CLEAN_EPOCHS = 40, 16  # TAET: 40 clean epochs of 100
@@ -120,7 +120,7 @@ def main() -> dict[str, tuple[accuracies.Ints, accuracies.Ints]]:
             f"{label:>8}{trained:>12}{tested:>11}", *(f"{100 * value:>22.1f}" for value in values)
         )
     for name, (correct, total) in counts.items():
-        low, high = (100 * end for end in accuracies.balanced_interval(correct, total))
+        low, high = (100 * end for end in balanced_interval(correct, total))
         label, worst = accuracies.worst_class(correct, total)
         print(
             f"{name}: balanced accuracy {100 * accuracies.balanced_accuracy(correct, total):.1f} "

@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
 from taet.attacks import pgd
 from taet.losses import balanced_softmax, cross_entropy
-from taet.metrics import accuracies
+from taet.metrics import accuracies, balanced_interval
 
 EPS = 0.1  # digits have strong contrast, so eps is larger than the 8/255 used for photographs
 CLASSES = 10
@@ -108,7 +108,7 @@ class AdversarialModule(lightning.LightningModule):
         correct, total = self.correct.clone().cpu().numpy()
         self.correct.zero_()
         self.robust = (correct, total)
-        low, high = accuracies.balanced_interval(correct, total)
+        low, high = balanced_interval(correct, total)
         values = {
             "balanced": accuracies.balanced_accuracy(correct, total),
             "low": low,
@@ -153,7 +153,7 @@ def main(arguments: list[str] | None = None) -> dict[str, tuple[accuracies.Ints,
         )
         found[name] = model.robust
         correct, total = model.robust
-        low, high = (100 * end for end in accuracies.balanced_interval(correct, total))
+        low, high = (100 * end for end in balanced_interval(correct, total))
         print(
             f"{name}: balanced {100 * accuracies.balanced_accuracy(correct, total):.1f} % "
             f"[{low:.1f}, {high:.1f}]"

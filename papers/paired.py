@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from taet.evaluation import ResultCard
 from taet.formatting import points
-from taet.metrics.accuracies import Difference, class_ranks, difference
+from taet.metrics.accuracies import class_ranks
+from taet.metrics.paired import Difference, difference
 
 Cards = Mapping[int, ResultCard]
 """Cards of runs that differ in their seed, by seed."""

@@ -19,7 +19,7 @@ from runs import RESULTS, Measured, Runs, load
 from taet.evaluation import ResultCard
 from taet.formatting import percent
 from taet.metrics import accuracies
-from taet.metrics.intervals import LEVEL, Difference
+from taet.metrics.paired import LEVEL, Difference, difference
 
 Word = Literal["holds", "does not hold", "undecided", "not tested"]
 WORDS: tuple[Word, ...] = ("holds", "does not hold", "undecided", "not tested")
@@ -426,7 +426,7 @@ class MoreSeparable:
         labels = np.array(about["labels"])
         words, evidence = [], []
         for side in about["separated"]:
-            found = accuracies.difference(
+            found = difference(
                 [np.array(first[seed]["separated"][side]) == labels for seed in seeds],
                 [np.array(second[seed]["separated"][side]) == labels for seed in seeds],
                 labels,

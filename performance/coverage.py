@@ -21,8 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from taet.metrics import accuracies
-from taet.metrics.intervals import mean_recall_limits, mean_value_limits
+from taet.metrics import accuracies, intervals
+from taet.metrics.intervals import mean_recall_limits
+from taet.metrics.mean_limits import mean_value_limits
 
 CLASSES = (2, 3, 10, 100)
 LEAST = 15  # settings that are drawn again
@@ -77,7 +78,7 @@ def combined_wilson(
 ) -> tuple[accuracies.Floats, accuracies.Floats]:
     """The interval before: Wilson's by class, combined by the method of variance estimates recovery
     (MOVER)."""
-    low, high = accuracies.wilson_interval(correct, total)
+    low, high = intervals.wilson_interval(correct, total)
     share = correct / total
     mean, classes = share.mean(-1), len(total)
     below, above = (np.sqrt((part**2).sum(-1)) / classes for part in (share - low, high - share))

@@ -17,7 +17,7 @@ from taet import protocols, registry
 from taet.evaluation import ResultCard
 from taet.files import write_json
 from taet.machine import environment
-from taet.metrics.intervals import difference
+from taet.metrics.paired import difference
 from taet.settings import override
 
 HERE = Path(__file__).parent

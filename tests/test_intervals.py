@@ -8,17 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from taet.metrics.intervals import (
-    _balanced,
-    _draws_for,
-    _p_value,
-    balanced_interval,
-    difference,
-    exact_interval,
-    mcnemar,
-    mean_recall_limits,
-    mean_value_limits,
-)
+from taet.metrics.intervals import balanced_interval, exact_interval, mean_recall_limits
+from taet.metrics.mean_limits import mean_value_limits
+from taet.metrics.paired import _balanced, _draws_for, _p_value, difference, mcnemar
 
 LABELS = np.repeat([0, 1, 2], [30, 12, 4])
 

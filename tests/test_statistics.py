@@ -12,7 +12,7 @@ from taet import metrics
 from taet.card.column import Column
 from taet.card.retired import flip_rate
 from taet.card.summary import Summary
-from taet.metrics import accuracies, intervals
+from taet.metrics import accuracies, intervals, paired
 from tests.calls import one_line
 
 CORRECT, TOTAL = np.array([8, 3, 0, 5, 0]), np.array([10, 4, 2, 5, 0])
@@ -54,8 +54,8 @@ def test_nothing_to_count_is_nan_without_a_warning() -> None:
     numbers = [accuracies.accuracy(zero, zero), accuracies.balanced_accuracy(zero, zero)]
     numbers += [*accuracies.class_shares([], [], 2)]
     numbers += [
-        *accuracies.balanced_interval(zero, zero),
-        *np.ravel(accuracies.wilson_interval(zero, zero)),
+        *intervals.balanced_interval(zero, zero),
+        *np.ravel(intervals.wilson_interval(zero, zero)),
     ]
     assert np.isnan(numbers).all()
     assert accuracies.worst_class(zero, zero)[0] == -1
@@ -121,9 +121,9 @@ def test_ranks_and_groups_follow_counts_not_labels() -> None:
 
 @given(st.integers(0, 60), st.integers(1, 60))
 def test_wilson_and_mcnemar_are_those_of_scipy(some: int, more: int) -> None:
-    low, high = accuracies.wilson_interval(some, some + more)
+    low, high = intervals.wilson_interval(some, some + more)
     expected = stats.binomtest(some, some + more).proportion_ci(method="wilson")
     assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-12)
-    assert intervals.mcnemar(some, more) == pytest.approx(stats.binomtest(some, some + more).pvalue)
-    assert intervals.mcnemar(some, more) == intervals.mcnemar(more, some)
-    assert intervals.mcnemar(0, 0) == intervals.mcnemar(50_000, 50_000) == 1
+    assert paired.mcnemar(some, more) == pytest.approx(stats.binomtest(some, some + more).pvalue)
+    assert paired.mcnemar(some, more) == paired.mcnemar(more, some)
+    assert paired.mcnemar(0, 0) == paired.mcnemar(50_000, 50_000) == 1

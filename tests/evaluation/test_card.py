@@ -13,7 +13,7 @@ import pytest
 from taet.card.comparison import compare_runs
 from taet.data.notes import DataNote, Repeated, repeated_in_training
 from taet.evaluation import Column, ResultCard
-from taet.metrics import accuracies
+from taet.metrics import intervals, paired
 from tests.calls import one_line
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -96,7 +96,7 @@ def test_a_class_without_images_has_no_accuracy_and_enters_no_mean() -> None:
 
 def test_the_interval_of_a_summary_is_that_of_its_counts() -> None:
     counts = np.array([3, 1, 0, 0]), np.array([5, 3, 2, 0])
-    assert card().summary("pgd-20").balanced_interval == accuracies.balanced_interval(*counts)
+    assert card().summary("pgd-20").balanced_interval == intervals.balanced_interval(*counts)
 
 
 def test_groups_of_classes_follow_the_training_counts() -> None:
@@ -461,7 +461,7 @@ def of_seed(
 def test_two_cards_are_compared_by_their_masks() -> None:
     first, second = of_seed(0), of_seed(1)
     masks = (first.column("pgd-20").correct, second.column("pgd-20").correct)
-    expected = accuracies.difference(*masks, LABELS, 4)
+    expected = paired.difference(*masks, LABELS, 4)
     assert repr(compare_runs([first], [second], "pgd-20")) == repr(expected)
 
 

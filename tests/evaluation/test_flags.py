@@ -10,7 +10,7 @@ from taet.evaluation import Column, ResultCard
 from taet.evaluation.attack_sets import attacks_of, parse_attack
 from taet.evaluation.contrasts import BrokenCounts, exceeds, misses_too_many
 from taet.evaluation.flags import flagged
-from taet.metrics import intervals
+from taet.metrics import paired
 from taet.settings import Evaluation
 
 COUNT = 1200
@@ -172,7 +172,7 @@ def test_without_an_allowance_it_is_mcnemars_test() -> None:
     """At the 5 % level, but for the few counts whose exact p-value lies between 4.8 and 5 %."""
     for only_upper in range(100):
         for only_lower in range(only_upper):
-            p = intervals.mcnemar(only_upper, only_lower)
+            p = paired.mcnemar(only_upper, only_lower)
             assert exceeds(only_upper, only_lower) == (p < 0.05) or 0.048 < p < 0.05
     assert not exceeds(20, 30)
 

@@ -11,7 +11,7 @@ import rules
 from claims import CLAIMS, Claim
 from items import scale
 from runs import Runs
-from taet.metrics.intervals import Difference
+from taet.metrics.paired import Difference
 
 PAGE = Path(__file__).parents[2] / "docs" / "findings.md"
 

@@ -11,7 +11,7 @@ from taet.card.card import ResultCard
 from taet.card.comparison import compare_runs
 from taet.errors import UserError
 from taet.formatting import percent
-from taet.metrics import accuracies
+from taet.metrics import intervals
 from taet.report import tables
 from taet.report.scores import COLUMNS, GROUPS
 from tests.report.made import ATTACKS, MakeCard, right
@@ -34,7 +34,7 @@ def test_every_number_of_the_table_follows_from_the_masks(make_card: MakeCard) -
             assert (line.n, str(line.correct)) == (sum(n for _, n in counts), "<NA>")
             expected = (
                 recalls[of[line.group]].mean(),
-                *accuracies.balanced_interval(*zip(*counts, strict=True)),
+                *intervals.balanced_interval(*zip(*counts, strict=True)),
             )
         else:
             groups = [*card.class_names, "plain"]
@@ -43,11 +43,11 @@ def test_every_number_of_the_table_follows_from_the_masks(make_card: MakeCard) -
             assert (line.n, line.correct) == (keep.sum(), mask[keep].sum())
             expected = (
                 mask[keep].mean(),
-                *map(float, accuracies.wilson_interval(mask[keep].sum(), keep.sum())),
+                *map(float, intervals.wilson_interval(mask[keep].sum(), keep.sum())),
             )
             if line.group == "worst":  # the lowest ends of ten intervals that all hold with 95 %
                 ends = [
-                    accuracies.exact_interval(mask[labels == c].sum(), sum(labels == c), 0.995)
+                    intervals.exact_interval(mask[labels == c].sum(), sum(labels == c), 0.995)
                     for c in range(10)
                 ]
                 expected = expected[0], *(float(min(end)) for end in zip(*ends, strict=True))

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from taet.card.card import Card
 from taet.card.facts import MASKED
 from taet.errors import UserError, shortened
-from taet.metrics.accuracies import Difference, difference
+from taet.metrics.paired import Difference, difference
 
 # relative difference of one model's logits in two evaluations; rounding alone gives about 1e-6
 LOGIT_TOLERANCE = 1e-3
@@ -59,7 +59,7 @@ def compare_runs(
 
     Each method has one card per seed: the i-th card of `first` is paired with the i-th of `second`,
     as runs with the same seed. `comparisons` differences share the error of their intervals (see
-    `taet.metrics.intervals.difference`).
+    `taet.metrics.paired.difference`).
 
     Raises:
         UserError: different numbers of cards, other test images, or other settings of the attack,

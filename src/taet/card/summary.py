@@ -10,7 +10,7 @@ from taet.card.column import Column, to_jsonable
 from taet.errors import shortened
 from taet.files import Json
 from taet.formatting import percent, percent_interval
-from taet.metrics import accuracies
+from taet.metrics import accuracies, intervals
 from taet.metrics.accuracies import Ints
 
 TOLERANCE = 1e-9  # between a stored and a recomputed share: far above rounding, far below one image
@@ -39,21 +39,21 @@ class Summary:
         self.correct, self.total = correct, total = accuracies.class_counts(
             column.correct, labels, num_classes
         )
-        low, high = accuracies.wilson_interval(correct.sum(), total.sum())
+        low, high = intervals.wilson_interval(correct.sum(), total.sum())
         self.accuracy = accuracies.accuracy(correct, total)
         self.accuracy_interval = float(low), float(high)
         # mean recall over classes with test images
         self.balanced = accuracies.balanced_accuracy(correct, total)
-        self.balanced_interval = accuracies.balanced_interval(correct, total)
+        self.balanced_interval = intervals.balanced_interval(correct, total)
         self.per_class = accuracies.per_class_accuracy(correct, total)
         # (low, high), each (C,)
-        self.per_class_interval = accuracies.wilson_interval(correct, total)
+        self.per_class_interval = intervals.wilson_interval(correct, total)
         groups = {} if train_counts is None else accuracies.class_groups(train_counts)
         # balanced: head, body, tail and last_half
         self.groups = accuracies.group_accuracy(correct, total, groups)
         counts = {name: (correct[members], total[members]) for name, members in groups.items()}
         self.group_intervals = {
-            name: accuracies.balanced_interval(*each) for name, each in counts.items()
+            name: intervals.balanced_interval(*each) for name, each in counts.items()
         }
         self.worst_class = accuracies.worst_class(correct, total)  # label and recall
         unknown = np.full(num_classes, np.nan)

@@ -28,7 +28,7 @@ from taet.evaluation.target import ArrayOrTensor, EvaluationTarget
 from taet.files import DONE, METRICS, RUN
 from taet.formatting import duration, join_words, percent
 from taet.machine import PACKAGES, environment, float32_by_default, resolve_device
-from taet.metrics import accuracies
+from taet.metrics import accuracies, intervals
 from taet.network import check_network
 from taet.run.folder import DELIVERED, SUFFIX, RunFolder, folder_of
 from taet.settings import Data
@@ -263,7 +263,7 @@ def _accuracy(logits: Tensor, labels: Tensor, num_classes: int) -> Finding:
     counts = accuracies.class_counts(correct, labels.cpu().numpy(), num_classes)
     _, total = counts
     chance = 1 / int((total > 0).sum())
-    low, _ = accuracies.balanced_interval(*counts)
+    low, _ = intervals.balanced_interval(*counts)
     fine = low > chance or chance == 1  # images of one class show nothing
     reached = percent(accuracies.balanced_accuracy(*counts))
     text = f"balanced accuracy {reached} %, chance is {percent(chance)} %"

@@ -8,7 +8,8 @@ from taet.metrics.accuracies import (
     group_accuracy,
     per_class_accuracy,
 )
-from taet.metrics.intervals import balanced_interval, difference, exact_interval, wilson_interval
+from taet.metrics.intervals import balanced_interval, exact_interval, wilson_interval
+from taet.metrics.paired import difference
 
 __all__ = [
     "accuracy",

@@ -1,5 +1,4 @@
-"""Accuracy by class and by group, intervals, and paired differences, all from counts, masks and
-scores.
+"""Accuracy by class and by group, from counts, masks and scores.
 
 `total` and `correct` are integer arrays (C,): per class, the number of test images and of those
 classified correctly. A class without test images has no accuracy: it is nan in arrays over classes
@@ -14,14 +13,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from taet.errors import UserError
-from taet.metrics.intervals import Difference as Difference
 from taet.metrics.intervals import Floats as Floats
 from taet.metrics.intervals import Ints as Ints
-from taet.metrics.intervals import balanced_interval as balanced_interval
 from taet.metrics.intervals import counts_of
-from taet.metrics.intervals import difference as difference
-from taet.metrics.intervals import exact_interval as exact_interval
-from taet.metrics.intervals import wilson_interval as wilson_interval
 
 # with fewer test images, one of them changes the accuracy of its class by more than two points
 FEW_PER_CLASS = 50

@@ -7,7 +7,7 @@ from taet.card.card import Card
 from taet.card.comparison import compare_runs
 from taet.errors import UserError
 from taet.formatting import join_words, points
-from taet.metrics.intervals import LEVEL, Difference
+from taet.metrics.paired import LEVEL, Difference
 from taet.report.read_cards import Sources
 from taet.report.results import Results, results
 

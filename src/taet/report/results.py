@@ -22,7 +22,7 @@ from taet.errors import UserError, unknown
 from taet.evaluation.flags import raised
 from taet.formatting import MISSING, percent
 from taet.metrics.accuracies import Ints
-from taet.metrics.intervals import Difference, difference
+from taet.metrics.paired import Difference, difference
 from taet.report import doubts, write
 from taet.report.entries import TableEntry, entries_of, group_by, place_in_table, shared_images
 from taet.report.read_cards import Sources, read_cards

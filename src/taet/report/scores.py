@@ -11,9 +11,10 @@ from taet.card.card import Card
 from taet.card.column import Column
 from taet.card.summary import Summary
 from taet.errors import unknown
-from taet.metrics import accuracies
+from taet.metrics import accuracies, intervals
 from taet.metrics.accuracies import Ints
-from taet.metrics.intervals import LEVEL, student_quantile
+from taet.metrics.intervals import student_quantile
+from taet.metrics.paired import LEVEL
 from taet.report.entries import TableEntry
 
 ABOUT = (
@@ -136,7 +137,7 @@ def _worst_line(summary: Summary) -> dict[str, object]:
     """
     label, accuracy = summary.worst_class
     level = 1 - LEVEL / np.count_nonzero(summary.total)
-    lows, highs = accuracies.exact_interval(summary.correct, summary.total, level)
+    lows, highs = intervals.exact_interval(summary.correct, summary.total, level)
     counts = summary.total[label], summary.correct[label]
     return _line("worst", *counts, accuracy, np.nanmin(lows), np.nanmin(highs))
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from taet.evaluation.flags import raised
 from taet.formatting import join_words, percent, percent_interval, plural
-from taet.metrics.intervals import Difference
+from taet.metrics.paired import Difference
 from taet.report.doubts import reason_for_doubt
 from taet.report.results import Results
 from taet.report.tables import lead_attacks, order, threat

@@ -20,7 +20,7 @@ from taet.formatting import (
     plural,
     points,
 )
-from taet.metrics.intervals import Difference
+from taet.metrics.paired import Difference
 from taet.report.confusion import mistakes_of
 from taet.report.entries import TableEntry
 from taet.report.results import Results
