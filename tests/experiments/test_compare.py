@@ -1,6 +1,7 @@
 """The work on a comparison, with stand-ins for its processes: order, failures, budgets,
 interruptions, locks."""
 
+import json
 import os
 import signal
 import subprocess
@@ -72,6 +73,7 @@ def test_what_is_missing_is_run_once(
     assert log.splitlines()[0].startswith("$ taet train at --data digits-lt ")
     assert log.splitlines()[1] == f"$ taet evaluate {folder}"
     assert (result.title, result.counts) == ("Small", {"done": 3})
+    assert json.loads((tmp_path / "out" / "comparison.json").read_text()) == {"title": "Small"}
     assert [outcome.cell.name for outcome in result.outcomes] == NAMES
 
     before = len(processes())

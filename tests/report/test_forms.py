@@ -12,6 +12,7 @@ from taet.card.card import ResultCard
 from taet.errors import UserError
 from taet.formatting import percent, percent_interval
 from taet.report.markup import latex, markdown
+from taet.report.read_cards import write_title
 from taet.report.results import Results
 from taet.report.tables import Table, TableCell
 from tests.report.made import MakeCard
@@ -120,3 +121,18 @@ def test_a_file_that_is_no_report_is_replaced_only_by_force(
 def test_a_report_is_replaced_by_the_next(found: Results, tmp_path: Path) -> None:
     path = found.report(tmp_path / "a.html", title="first")
     assert "<h1>second</h1>" in found.report(path, title="second").read_text()
+
+
+@pytest.mark.parametrize("form", ["html", "md", "tex"])
+@pytest.mark.parametrize("folder", [".", "runs"])
+def test_the_report_of_a_comparison_has_its_title(
+    form: str, folder: str, make_card: MakeCard, tmp_path: Path
+) -> None:
+    place = tmp_path / "study"
+    (place / "runs").mkdir(parents=True)
+    make_card("at").save(place / "runs" / "at.json")
+    write_title(place, "What augmentation costs")
+    path = report.write(place / folder, tmp_path / f"x.{form}")
+    assert "What augmentation costs" in path.read_text()
+    other = report.write(place, tmp_path / f"y.{form}", "Another title")
+    assert "What augmentation costs" not in other.read_text()

@@ -28,7 +28,7 @@ class Report(Command):
     force: bool = False
     """Replace a .md, .csv or .tex that is no report, too."""
     title: str | None = None
-    """Title of the page."""
+    """Title. Default: that of the comparison in the folder, else the data sets."""
     columns: tuple[str, ...] = ()
     """Of .md and .tex: write the table of balanced accuracy alone, with these columns."""
     fail_if_worse: str | None = None

@@ -22,6 +22,7 @@ from taet.formatting import plural
 from taet.machine import idle_threads, threads_given
 from taet.progress import is_watched, say
 from taet.report import write
+from taet.report.read_cards import write_title
 from taet.run.folder import RunFolder
 from taet.settings import Slurm
 from taet.settings.arguments import checked_arguments
@@ -121,6 +122,7 @@ def compare(
     make_folder(place / "logs")
     tell = _listener(progress)
     with lock(place):
+        write_title(place, grid.title)
         if slurm is not None:
             outcomes = submit(grid, place, states, slurm, tell)
         else:

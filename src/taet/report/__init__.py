@@ -33,9 +33,9 @@ def write(
 
     The suffix of `out` selects the form: .html, one page that contains its styles and figures; .md
     and .tex, the main tables; .csv, `Results.table()`. The same cards give the same bytes. `notes`
-    stand below the title. With `columns`, e.g. clean, autoattack and tail, .md and .tex have the
-    first table alone, with these. A file that is no report, or is one of an old version in HTML, is
-    replaced only with `force`.
+    stand below the title, which is by default that of the comparison whose folder is given. With
+    `columns`, e.g. clean, autoattack and tail, .md and .tex have the first table alone, with these.
+    A file that is no report, or is one of an old version in HTML, is replaced only with `force`.
 
     Raises:
         UserError: a source without a card, another suffix, a file that is no report, or one in a
@@ -51,6 +51,7 @@ def write(
         raise UserError(f"report: got {out}; allowed: a file that ends in {', '.join(page.FORMS)}")
     check_output(out, "report.html")  # which taet train writes there
     found = sources if isinstance(sources, Results) else results(sources)
+    title = found.title if title is None else title
     if title is None:
         data_sets = dict.fromkeys(card.data["name"] for card in found.cards)
         title = f"Adversarial robustness on {join_words(data_sets)}"

@@ -11,6 +11,7 @@ from taet.card.card import Card
 from taet.card.images import ImagePixels
 from taet.card.store import card_of
 from taet.errors import UserError, prefix_errors
+from taet.files import read_json, write_json
 from taet.models.weight_files.location import download_or_path
 from taet.run.folder import RunFolder
 from taet.run.record import Epoch
@@ -18,6 +19,7 @@ from taet.run.record import Epoch
 CardSource = str | os.PathLike[str] | Card
 Sources = CardSource | Iterable[CardSource]
 ALLOWED = "a run folder, a card, a folder or a pattern of these"
+COMPARISON = "comparison.json"  # in the folder of a comparison
 MARK = b'"taet result card"'  # among the first bytes of every card
 MARK_WITHIN = 200
 
@@ -43,6 +45,7 @@ class CardsRead(NamedTuple):
 
     cards: list[StoredCard]
     waiting: list[str]
+    title: str | None = None  # of the comparison, if they are the cards of one
 
 
 def read_cards(sources: Iterable[Sources]) -> CardsRead:
@@ -54,7 +57,7 @@ def read_cards(sources: Iterable[Sources]) -> CardsRead:
     """
     given = list(_flat(sources))
     names = [os.fspath(source) for source in given if not isinstance(source, Card)]
-    cards, waiting = _read_places(_unique_places(names))
+    cards, waiting, _ = _read_places(_unique_places(names))
     for number, source in enumerate(given, 1):
         if isinstance(source, Card):
             cards.append(StoredCard(f"card {number}", source, (), None))
@@ -63,7 +66,23 @@ def read_cards(sources: Iterable[Sources]) -> CardsRead:
         raise UserError(f"no result card in {folder}; evaluate it first: taet evaluate {folder}")
     if not cards:
         raise UserError(f"no result card; allowed: {ALLOWED}")
-    return CardsRead(cards, waiting)
+    title = _title_of(Path(names[0])) if len(given) == len(names) == 1 else None
+    return CardsRead(cards, waiting, title)
+
+
+def write_title(folder: Path, title: str) -> None:
+    """Write the title of a comparison into its folder."""
+    write_json(folder / COMPARISON, {"title": title})
+
+
+def _title_of(path: Path) -> str | None:
+    """Return the title of the comparison in a folder, or of which it holds the runs."""
+    for folder in (path, path.parent):
+        file = folder / COMPARISON
+        if file.is_file():
+            title = read_json(file).get("title")
+            return title if isinstance(title, str) else None
+    return None
 
 
 def _flat(sources: Iterable[Sources]) -> Iterator[CardSource]:

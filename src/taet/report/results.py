@@ -63,8 +63,8 @@ def results(*sources: Sources) -> Results:
     Raises:
         UserError: a source without a card, or a damaged card.
     """
-    cards, waiting = read_cards(sources)
-    return Results(tuple(entries_of(cards)), tuple(waiting))
+    found = read_cards(sources)
+    return Results(tuple(entries_of(found.cards)), tuple(found.waiting), found.title)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +78,7 @@ class Results:
 
     entries: tuple[TableEntry, ...]
     waiting: tuple[str, ...] = ()  # run folders that have not been evaluated
+    title: str | None = None  # of the comparison, if these are the cards of one
     _differences: dict[tuple[str | int, ...], Difference | None] = field(default_factory=dict)
 
     def __repr__(self) -> str:

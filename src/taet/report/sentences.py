@@ -145,13 +145,16 @@ def _on_the_best(results: Results) -> str:
     doubt = reason_for_doubt(results.cards_of(best), results.columns[attack])
     if doubt:
         number += f", which may be too high ({doubt})"
+    tested = int(np.count_nonzero(results.cards[0].test_class_counts))
+    chance = 1 / tested if tested else 0.0
+    begin = f"{_under(attack)}, "
+    if tested > 1 and score["low"] <= chance:
+        whom = "even the best row" if others else best
+        begin += f"{whom} is not shown to be above chance ({percent(chance)} %): "
     if not others:
-        return f"{_under(attack)}, {best} keeps a balanced accuracy of {number}."
-    tested = np.count_nonzero(results.cards[0].test_class_counts)
-    if tested > 1 and score["low"] <= 1 / tested:
-        number += f", not shown to be above chance ({percent(1 / tested)} %)"
+        return f"{begin}{best} keeps a balanced accuracy of {number}."
     paired = {row: results.difference(best, row, attack) for row in others}
-    highest = f"{_under(attack)}, {best} has the highest balanced accuracy, {number}"
+    highest = f"{begin}{best} has the highest balanced accuracy, {number}"
     return f"{highest}; {_how_sure(paired)}."
 
 
