@@ -49,8 +49,8 @@ def test_an_accuracy_under_attack_that_may_be_chance_says_so(make_card: MakeCard
 def test_what_the_attack_does_is_said_in_numbers_of_images(make_card: MakeCard) -> None:
     card = right(right(make_card("at"), 0.9, "clean"), 0.25, "autoattack")
     assert in_plain_words(taet.results(card)) == (
-        "Of 100 test images, at classifies 90 correctly; after a change of each pixel by at most 8 "
-        "of 255 grey levels, chosen to mislead it, 25."
+        "Of 100 test images, the model “at” classifies 90 correctly; after a change of each pixel "
+        "by at most 8 of 255 grey levels, chosen to mislead it, 25."
     )
 
 

@@ -81,8 +81,9 @@ def in_plain_words(results: Results) -> str:
     before, after = (f"{100 * plain[name]:.0f}" for name in ("clean", attack))
     levels = f"{GREY_LEVELS * column.eps:.3g}"
     return (
-        f"Of 100 test images, {best} classifies {before} correctly; after a change of each pixel "
-        f"by at most {levels} of {GREY_LEVELS} grey levels, chosen to mislead it, {after}."
+        f"Of 100 test images, the model “{best}” classifies {before} correctly; after a change of "
+        f"each pixel by at most {levels} of {GREY_LEVELS} grey levels, chosen to mislead it, "
+        f"{after}."
     )
 
 
