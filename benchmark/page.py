@@ -15,6 +15,7 @@ import questions
 from intervals import Comparison
 from measured import Measured, comparisons, diverged, done, measured, noise_of, ranks
 from plan import (
+    COLUMNS,
     DECIDING_ROWS,
     PLANNED_AUTOATTACK,
     RESULTS,
@@ -25,7 +26,15 @@ from plan import (
     tuning_runs,
     variance_runs,
 )
-from run import best_others, card_of, chosen_settings, tuning_score
+from run import (
+    best_others,
+    card_of,
+    chosen_settings,
+    expected_seconds,
+    seconds_by_step,
+    spent_seconds,
+    tuning_score,
+)
 from taet.formatting import markdown_table
 
 PAGE = RESULTS.parent / "benchmark.md"
@@ -143,10 +152,18 @@ def what_is_missing(chosen: Mapping[str, int]) -> str:
         f"{varied} of {VARIANCE_RUNS} variance components and {attacked} of {PLANNED_AUTOATTACK} "
         "evaluations by AutoAttack"
     )
-    wanted = (len(tuning), planned, VARIANCE_RUNS, PLANNED_AUTOATTACK)
-    if (tuned, there, varied, attacked) == wanted:
-        return f"Every run that the protocol calls a must is here: {counts}."
-    return f"**This benchmark is not finished.** Here are {counts}."
+    spent = f"They took {spent_seconds() / 3600:.1f} hours of one processor core"
+    missing_runs = len(tuning) - tuned + planned - there + VARIANCE_RUNS - varied
+    missing_attacks = PLANNED_AUTOATTACK - attacked
+    if not missing_runs and not missing_attacks:
+        return f"Every run that the protocol calls a must is here: {counts}. {spent}."
+    usual = seconds_by_step()
+    left = missing_runs * expected_seconds(COLUMNS, usual)
+    left += missing_attacks * usual["autoattack"]
+    return (
+        f"**This benchmark is not finished.** Here are {counts}. {spent}; what is missing takes "
+        f"about {left / 3600:.0f} more."
+    )
 
 
 # ---- tables

@@ -310,6 +310,14 @@ def seconds_by_step() -> dict[str, float]:
     return usual
 
 
+def spent_seconds() -> int:
+    """Return the core-seconds of all commands so far, from the ledger."""
+    if not LEDGER.exists():
+        return 0
+    with LEDGER.open(encoding="utf-8") as file:
+        return sum(int(line["core_seconds"]) for line in csv.DictReader(file))
+
+
 def expected_seconds(missing: Sequence[str], usual: Mapping[str, float]) -> float:
     """Return about how long one core takes for the missing attacks of a run."""
     seconds = 0.0

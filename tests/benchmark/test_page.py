@@ -135,6 +135,21 @@ def test_what_is_missing_is_the_first_line() -> None:
 
 
 @pytest.mark.usefixtures("cards")
+def test_the_first_line_says_what_was_spent_and_what_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = tmp_path / "core-seconds.csv"
+    ledger.write_text("run,step,core_seconds\na,train,2700\na,evaluate,900\n")
+    monkeypatch.setattr(run, "LEDGER", ledger)
+    first = page.what_is_missing(page.chosen_settings("small"))
+    # 76 tuning runs, 285 - 12 of replicates 1 to 3 and 30 variance components of an hour each, and
+    # 29 times half an hour of AutoAttack
+    assert first.endswith(
+        "They took 1.0 hours of one processor core; what is missing takes about 394 more."
+    )
+
+
+@pytest.mark.usefixtures("cards")
 def test_a_question_without_its_runs_is_not_answered() -> None:
     assert page.answers(page.evidence())[3] == "**Not answered yet:** its runs are missing."
 
