@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from taet.errors import UserError
-from taet.metrics.intervals import Floats as Floats
 from taet.metrics.intervals import Ints as Ints
 from taet.metrics.intervals import counts_of
+from taet.metrics.mean_limits import Floats as Floats
 
 # with fewer test images, one of them changes the accuracy of its class by more than two points
 FEW_PER_CLASS = 50

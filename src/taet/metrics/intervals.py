@@ -8,9 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from taet.errors import UserError
-from taet.metrics.mean_limits import mean_value_limits
+from taet.metrics.mean_limits import Floats, mean_value_limits
 
-Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 

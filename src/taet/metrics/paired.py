@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from taet.metrics.intervals import Floats, Ints, student_quantile
-from taet.metrics.mean_limits import mean_value_limits
+from taet.metrics.intervals import Ints, student_quantile
+from taet.metrics.mean_limits import Floats, mean_value_limits
 
 LEVEL = 0.05
 DRAWS = 10_000  # of the signs in a randomisation test: p = 2.5 % is known to within 0.3 points
