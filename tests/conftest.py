@@ -4,7 +4,9 @@ out."""
 import json
 import multiprocessing
 import runpy
+import signal
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -27,6 +29,11 @@ from tests.calls import PATIENCE, forget, share
 # No example fails because the machine is slow; all else stays as it is here or in CI.
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
+
+# A shell that starts the tests in the background lets them, and the processes that they start,
+# ignore Ctrl-C.
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MEASURED = ("seconds", "images_per_second", "peak_memory_mb")
 TINY = {
