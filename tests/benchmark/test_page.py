@@ -124,7 +124,7 @@ def test_a_difference_has_the_interval_of_the_formula() -> None:
 @pytest.mark.usefixtures("cards")
 def test_the_rows_stand_in_the_order_of_their_accuracy() -> None:
     lines = [line for line in page.set_table(found())[2:] if line.startswith("|")]
-    assert lines[-1].startswith("| at |")
+    assert lines[-1].startswith("| AT |")
 
 
 @pytest.mark.usefixtures("cards")
@@ -157,7 +157,7 @@ def test_a_question_without_its_runs_is_not_answered() -> None:
 @pytest.mark.usefixtures("cards")
 def test_rows_beside_at_bsl_are_named_when_they_have_replicates() -> None:
     assert questions.class_priors([found()]) == [
-        "CIFAR-10-LT, ratio 10: significantly above AT-BSL: none; below: at."
+        "CIFAR-10-LT, ratio 10: significantly above AT-BSL: none; below: AT."
     ]
 
 
@@ -187,8 +187,8 @@ def test_a_row_that_diverged_in_a_replicate_says_so_and_has_no_interval() -> Non
         run.divergence_path(one).write_text("{}")
     of_set = found()
     assert "at" not in measured.comparisons(of_set)
-    (line,) = [text for text in page.set_table(of_set) if text.startswith("| at |")]
-    assert line.startswith("| at | 2, 1 diverged |")
+    (line,) = [text for text in page.set_table(of_set) if text.startswith("| AT |")]
+    assert line.startswith("| AT | 2, 1 diverged |")
     assert line.endswith("| – |")
 
 
