@@ -145,17 +145,21 @@ def tiny() -> Callable[..., Run]:
     return build
 
 
-@pytest.fixture
-def lesions(tmp_path: Path) -> Path:
-    """A folder of the user's own images: twelve of a naevus and five of a melanoma, noise of 12 x
-    12 pixels."""
+def write_lesions(folder: Path) -> Path:
+    """Write twelve images of a naevus and five of a melanoma, noise of 12 x 12 pixels."""
     draw = np.random.default_rng(0)
     for name, count in (("naevus", 12), ("melanoma", 5)):
-        (tmp_path / "lesions" / name).mkdir(parents=True)
+        (folder / name).mkdir(parents=True)
         for number in range(count):
             image = Image.fromarray(draw.integers(0, 256, (12, 12, 3), dtype=np.uint8))
-            image.save(tmp_path / "lesions" / name / f"{number}.png")
-    return tmp_path / "lesions"
+            image.save(folder / name / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def lesions(tmp_path: Path) -> Path:
+    """A folder of the user's own images."""
+    return write_lesions(tmp_path / "lesions")
 
 
 @pytest.fixture(scope="session")

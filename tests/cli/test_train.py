@@ -3,8 +3,9 @@ first step."""
 
 import json
 import re
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from taet.formatting import duration
 from taet.run.identity import run_hash
 from taet.settings import Data, Run
 from taet.training.prepare import expected_seconds, prepare
+from tests.conftest import write_lesions
 
 CALLS = (
     "at",
@@ -47,30 +49,41 @@ def test_what_is_printed_is_read_as_the_same_run(call: str, tmp_path: Path) -> N
         )
 
 
-def test_options_and_the_method_replace_those_of_the_file(tmp_path: Path) -> None:
+@pytest.fixture
+def toml(tmp_path: Path) -> Path:
+    """A file of settings."""
     path = tmp_path / "run.toml"
     path.write_text(
         'method = "trades"\nseed = 3\ntraining.epochs = 9\n[threat]\neps = "4/255"\nsteps = 2\n'
     )
-    run = read(["--config", str(path), "--threat.steps=5"]).run()
-    assert (run.method, run.seed, run.training.epochs, run.threat.eps, run.threat.steps) == (
-        "trades",
-        3,
-        9,
-        4 / 255,
-        5,
-    )
-    run = read(["at", f"--config={path}", "--seed", "0"]).run()
+    return path
+
+
+def test_an_option_replaces_its_setting_of_the_file_and_leaves_the_others(toml: Path) -> None:
+    run = read(["--config", str(toml), "--threat.steps=5"]).run()
+    assert run.threat.steps == 5
+    assert (run.method, run.seed, run.training.epochs) == ("trades", 3, 9)
+    assert run.threat.eps == 4 / 255
+
+
+def test_the_method_of_the_call_replaces_that_of_the_file(toml: Path) -> None:
+    run = read(["at", f"--config={toml}", "--seed", "0"]).run()
     assert (run.method, run.seed, run.training.epochs) == ("at", 0, 9)
-    assert read(["at", f"--config={path}", "--recipe", "fast"]).run().training.lr == 0.2
-    # has all that they could set
+
+
+def test_a_recipe_sets_what_the_file_does_not(toml: Path) -> None:
+    assert read(["at", f"--config={toml}", "--recipe", "fast"]).run().training.lr == 0.2
+
+
+@pytest.mark.parametrize("words", [["--recipe", "fast"], ["--protocol", "reat"]])
+def test_a_recipe_or_protocol_that_could_set_nothing_is_refused(
+    words: list[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "run.toml"
     path.write_text(json.dumps({"run": read(["at"]).run().model_dump(mode="json")}))
-    for words in (["--recipe", "fast"], ["--protocol", "reat"]):
-        with pytest.raises(
-            UserError,
-            match=f"^{words[0]}: would change nothing, as .*run.toml sets .* more; allowed",
-        ):
-            read(["at", f"--config={path}", *words])
+    message = f"^{words[0]}: would change nothing, as .*run.toml sets .* more; allowed"
+    with pytest.raises(UserError, match=message):
+        read(["at", f"--config={path}", *words])
 
 
 @pytest.mark.parametrize(
@@ -140,86 +153,45 @@ def test_a_run_of_a_network_of_ours_needs_no_trust(taet: Any, finished: Any) -> 
     assert "has the model resnet8, which needs no trust" in outcome.err
 
 
-def test_a_file_alone_never_chooses_code(
-    taet: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def files_with_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """run.toml and run.json with a model whose module leaves the file `touched` when imported."""
     monkeypatch.chdir(tmp_path)
     Path("evil.py").write_text(
         "from pathlib import Path\nPath('touched').touch()\ndef N(num_classes): ...\n"
     )
     Path("run.toml").write_text('method = "at"\nmodel.name = "evil:N"\n')
     Path("run.json").write_text(json.dumps({"run": {"method": "at", "model": {"name": "evil:N"}}}))
-    for name in ("run.toml", "run.json"):
-        for words in ([], ["--trust-model", "evil:M"], ["--print-config"]):
-            outcome = taet("train", "--config", name, *words)
-            assert outcome.code == 2
-            assert (
-                f"{name}: got the model 'evil:N', which is code outside this package; allowed: with"
-            ) in outcome.err
-    assert (
-        taet("train", "--config", "run.toml", "--trust-model", "evil:N", "--print-config").code == 0
-    )
-    assert taet("train", "--config", "run.toml", "--model", "evil:N", "--print-config").code == 0
-    assert not Path("touched").exists()
-    # it builds no network
-    assert taet("train", "--config", "run.toml", "--trust-model", "evil:N").code == 2
-    assert Path("touched").exists()
-    sys.modules.pop("evil")
+    yield
+    sys.modules.pop("evil", None)
     CUSTOM.discard("evil")
 
 
-# -- what is chosen and said
+@pytest.mark.usefixtures("files_with_code")
+@pytest.mark.parametrize("words", [[], ["--trust-model", "evil:M"], ["--print-config"]])
+@pytest.mark.parametrize("name", ["run.toml", "run.json"])
+def test_a_file_alone_never_chooses_code(taet: Any, name: str, words: list[str]) -> None:
+    outcome = taet("train", "--config", name, *words)
+    assert outcome.code == 2
+    assert (
+        f"{name}: got the model 'evil:N', which is code outside this package; allowed: with"
+    ) in outcome.err
+    assert not Path("touched").exists()
 
 
-@pytest.mark.parametrize(
-    ("words", "network"),
-    [
-        ("at", "resnet8"),
-        ("at --model resnet18", "resnet18"),
-        ("at --protocol taet", "resnet18"),
-        ("at --protocol reat --data cifar10-lt", "resnet18"),
-    ],
-)
-def test_the_network_suits_images_and_machine_unless_it_or_its_protocol_is_named(
-    words: str, network: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("files_with_code")
+@pytest.mark.parametrize("option", ["--trust-model", "--model"])
+def test_code_that_the_call_names_too_is_allowed_and_not_run_to_print_settings(
+    taet: Any, option: str
 ) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    run, decided = read(words.split()).planned()
-    assert run.model.name == network
-    assert ("data.name" in decided) == ("--data" not in words)
-    assert ("model.name" in decided) == (network == "resnet8")
-    assert all(
-        "--protocol taet has resnet18" in made.why
-        for name, made in decided.items()
-        if name == "model.name"
-    )
+    assert taet("train", "--config", "run.toml", option, "evil:N", "--print-config").code == 0
+    assert not Path("touched").exists()
 
 
-def test_a_run_on_the_cpu_is_planned_for_it_on_a_machine_with_a_gpu(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    run, decided = read(["at", "--data", "cifar10-lt", "--device", "cpu"]).planned()
-    assert run.model.name == "resnet8"
-    assert decided["model.name"].why == "training is on the CPU; --protocol taet has resnet18"
-
-
-def test_what_may_go_wrong_is_said_first(tiny: Callable[..., Run]) -> None:
-    text = introduction(*prepare(tiny("taet", {"training.batch_size": 4})), {})
-    said = "--method.alpha 1 was more robust", "a batch of 4 misses about 7 of 10 classes"
-    assert [part in text for part in (*said, "shorter: ")] == [True, True, False]
-    seven = {"training.batch_size": 7}  # of even batches 4.8 classes are missed, less than half
-    found = [
-        prepare(tiny("taet", {**seven, "training.sampling": of}))
-        for of in ("shuffled", "class-balanced")
-    ]
-    assert ["misses" in introduction(*of, {}) for of in found] == [True, False]
-    short = " cannot reach eps 0.05; see --threat.steps and --threat.step-size"
-    whole = introduction(*prepare(tiny("at", {"threat.step_size": 0.05})), {})
-    # without an attack
-    own = introduction(*prepare(tiny("standard", {"threat.start": "none"})), {})
-    assert [short in told for told in (text, whole, own)] == [True, False, False]
-    assert "steps and start of --threat change nothing" in own
+@pytest.mark.usefixtures("files_with_code")
+def test_trusted_code_that_builds_no_network_is_refused(taet: Any) -> None:
+    assert taet("train", "--config", "run.toml", "--trust-model", "evil:N").code == 2
+    assert Path("touched").exists()
 
 
 @pytest.mark.parametrize(
@@ -268,32 +240,42 @@ def test_own_images_need_no_other_options_and_are_attacked_and_reported(
     assert (folder / "report.html").is_file()
 
 
-@pytest.mark.full
-def test_a_run_goes_on_where_it_was_stopped_and_is_attacked_as_it_is_told(
-    lesions: Path, small: list[str], tmp_path: Path, taet: Any
-) -> None:
-    folder = lesions.parent / "run"
+@pytest.fixture(scope="module")
+def not_evaluated(tmp_path_factory: pytest.TempPathFactory, taet: Any) -> tuple[Path, Any]:
+    """A run of one epoch on own images without its evaluation, and what the command printed."""
+    folder = tmp_path_factory.mktemp("own")
+    images = write_lesions(folder / "lesions")
     short = ("--epochs", "1", "--monitor-every", "0", "--threat.steps", "1")
-    outcome = taet("train", "at", "--data", lesions, *short, "--no-evaluate", "--out", folder)
+    words = ("train", "at", "--data", images, *short, "--no-evaluate", "--out", folder / "run")
+    outcome = taet(*words)
     assert outcome.code == 0, outcome.err
+    return folder / "run", outcome
+
+
+@pytest.mark.full
+def test_a_run_that_is_not_evaluated_is_told_so(not_evaluated: tuple[Path, Any]) -> None:
+    folder, outcome = not_evaluated
     assert not (folder / "evaluation.json").exists()
     assert "next: taet evaluate" in outcome.out
     assert "training will take about" in outcome.err
     assert "its evaluation" not in outcome.err
+
+
+@pytest.mark.full
+def test_resume_evaluates_a_trained_run_and_then_knows_it(
+    not_evaluated: tuple[Path, Any], taet: Any
+) -> None:
+    folder = shutil.copytree(not_evaluated[0], not_evaluated[0].with_name("resumed"))
     assert taet("train", "--resume", folder).code == 0
     assert (folder / "report.html").is_file()
     again = taet("train", "--resume", folder, "--no-evaluate")
     assert f"next: taet report {folder}" in again.out, "it has been evaluated"
-    words = [
-        "train",
-        "standard",
-        *small,
-        "--epochs",
-        "1",
-        "--evaluation.attacks",
-        "clean",
-        "--evaluate",
-        "--out",
-    ]
-    assert taet(*words, tmp_path / "b").code == 0
-    assert (tmp_path / "b" / "report.html").is_file()
+
+
+@pytest.mark.full
+def test_a_run_on_a_known_set_is_evaluated_where_the_call_says_so(
+    small: list[str], tmp_path: Path, taet: Any
+) -> None:
+    words = ["standard", *small, "--epochs", "1", "--evaluation.attacks", "clean", "--evaluate"]
+    assert taet("train", *words, "--out", tmp_path / "run").code == 0
+    assert (tmp_path / "run" / "report.html").is_file()

@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -82,41 +83,88 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     return fake
 
 
-@pytest.mark.full
+@pytest.fixture(scope="module")
+def page(published: Path) -> str:
+    """The model card of the published folder."""
+    return (published / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def card(run: Path) -> ResultCard:
+    return ResultCard.load(run)
+
+
+@pytest.fixture(scope="module")
+def page_of(run: Path, card: ResultCard) -> Callable[..., str]:
+    """The model card of a run whose record has other values in some fields."""
+    record = RunFolder(run).record
+
+    def changed(**fields: Any) -> str:
+        return model_card(record.model_copy(update=fields), card, "mit", "user/x")
+
+    return changed
+
+
 def test_the_folder_has_the_files_of_the_run_and_a_model_card(run: Path, published: Path) -> None:
     assert {path.name for path in published.iterdir()} == {*FILES, CONFIG, "README.md"}
     for name in ("metrics.jsonl", "model.safetensors", "evaluation.json"):
         assert (published / name).read_bytes() == (run / name).read_bytes()
-    told, own = (RunFolder(place).record.model_dump() for place in (published, run))
+
+
+def test_the_record_is_published_without_the_fingerprints_of_the_images(
+    run: Path, published: Path
+) -> None:
+    told, own = (RunFolder(folder).record.model_dump() for folder in (published, run))
     assert len(own["data"]["fingerprints"]) == 16 * len(own["data"]["splits"]["train"]["indices"])
     own["data"]["fingerprints"] = ""
     assert told == own
+
+
+def test_the_configuration_names_classes_and_network(published: Path) -> None:
     facts = json.loads((published / CONFIG).read_text())
     assert facts["class_names"] == ["red", "green", "blue"]
     assert facts["model"] == {"name": "resnet8", "image_shape": [3, 16, 16]}
-    page, card = (published / "README.md").read_text(), ResultCard.load(run)
+
+
+def test_the_model_card_shows_the_result_card_its_flags_and_the_licence(
+    page: str, card: ResultCard
+) -> None:
     assert textwrap.indent(repr(card), "    ") in page
-    assert 'license: "mit"\n' in page
     assert all(flag["text"] in page for flag in card.flags)
-    for attack, table in zip(
-        ("clean", "fgsm"), re.split("Clean images\n|Under fgsm\n", page)[1:], strict=True
-    ):
+    assert 'license: "mit"\n' in page
+
+
+def test_the_model_card_has_the_recall_of_every_class_for_each_attack(
+    page: str, card: ResultCard
+) -> None:
+    _, clean, attacked = re.split("Clean images\n|Under fgsm\n", page)
+    for attack, table in (("clean", clean), ("fgsm", attacked)):
         for name, share in zip(card.class_names, card.summary(attack).per_class, strict=True):
             assert re.search(rf"\n\| {name} \|.*\| {100 * share:.1f} \(", table)
-    old = RunFolder(run).record.model_copy(
-        update={"parameters": None, "code": {"method": "0" * 64}}
-    )
-    assert "| Network | resnet8, input (3, 16, 16) |" in model_card(old, card, "mit", "user/x")
+
+
+def test_the_model_card_names_the_network_without_a_number_of_parameters(
+    page_of: Callable[..., str],
+) -> None:
+    assert "| Network | resnet8, input (3, 16, 16) |" in page_of(parameters=None)
+
+
+def test_the_model_card_says_from_which_weights_training_began(
+    run: Path, page: str, page_of: Callable[..., str]
+) -> None:
     assert "Begins from" not in page
-    settings = {**old.settings, "model": {**old.settings["model"], "weights": "x.pt"}}
-    begun = RunFolder(run).record.model_copy(update={"settings": settings})
-    assert "| Begins from | x.pt; trained: all |" in model_card(begun, card, "mit", "user/x")
-    assert ("| Not in this folder | the plug-in of the method, which") in model_card(
-        old, card, "mit", "user/x"
-    )
-    given = model_card(old.model_copy(update={"model_given": True}), card, "mit", "user/x")
-    assert "| Not in this folder | the code of the network |" in given
-    assert "the code of the network" not in page
+    settings = RunFolder(run).record.settings
+    model = {**settings["model"], "weights": "x.pt"}
+    assert "| Begins from | x.pt; trained: all |" in page_of(settings={**settings, "model": model})
+
+
+def test_the_model_card_names_the_code_that_its_folder_lacks(
+    page: str, page_of: Callable[..., str]
+) -> None:
+    assert "Not in this folder" not in page
+    with_plugin = page_of(code={"method": "0" * 64})
+    assert "| Not in this folder | the plug-in of the method, which" in with_plugin
+    assert "| Not in this folder | the code of the network |" in page_of(model_given=True)
 
 
 def test_a_push_and_a_load_give_the_same_answers(run: Path, hub: Hub, dataset: Dataset) -> None:

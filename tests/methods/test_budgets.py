@@ -53,60 +53,82 @@ def test_without_a_warm_up_robust_lt_says_so_beside_what_its_base_says() -> None
     assert built("robust-lt", base="at", a=0, b=0).deviations == ()
 
 
-@pytest.mark.parametrize("base", ["at-bsl", "trades", "mart", "reat", "harl", "taet"])
-def test_it_is_the_base_on_an_attack_scaled_by_class(
-    base: str, network: Network, digits: Batch
+BASES = pytest.mark.parametrize("base", ["at-bsl", "trades", "mart", "reat", "harl", "taet"])
+
+
+@pytest.mark.parametrize("epoch", [0, 9])
+@BASES
+def test_a_step_of_robust_lt_is_that_of_the_base_on_an_attack_scaled_by_class(
+    base: str, epoch: int, network: Network, digits: Batch
 ) -> None:
     wrapped, plain = built("robust-lt", base=base, a=0.6), built(base)
-    for epoch in (0, 9):
-        steps = []
-        for method in (wrapped, plain):
-            method.enter(epoch)
-            method.start_epoch(epoch, torch.arange(1.0, 11))
-            scaled = (
-                make_attack()
-                if method is wrapped
-                else make_attack().scaled(wrapped.factor[digits.y])
-            )
-            model = network(10)
-            loss = trained_step(method, model, digits, attack=scaled)
-            steps.append([loss.total, *loss.parts.values(), *state_of(model).values()])
-        assert all(torch.equal(mine, theirs) for mine, theirs in zip(*steps, strict=True))
-        x = perturb(wrapped, network(10), digits, make_attack(steps=6, start="uniform")).x
-        distance = (x - digits.x).abs().flatten(1).amax(1)
-        assert (distance <= 8 / 255 * wrapped.factor[digits.y] + 1e-6).all()
-    assert distance[digits.y == 9].max() > 8 / 255 > 2 * distance[digits.y == 0].max()
-    own = {name: value for name, value in wrapped.state_dict().items() if name.startswith("base.")}
-    assert [*own] == [f"base.{name}" for name in plain.state_dict()]
+    for method in (wrapped, plain):
+        method.enter(epoch)
+        method.start_epoch(epoch, torch.arange(1.0, 11))
+    attacks = {wrapped: make_attack(), plain: make_attack().scaled(wrapped.factor[digits.y])}
+    steps = []
+    for method, attack in attacks.items():
+        model = network(10)
+        loss = trained_step(method, model, digits, attack=attack)
+        steps.append([loss.total, *loss.parts.values(), *state_of(model).values()])
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(*steps, strict=True))
 
 
-def test_everything_that_the_base_says_of_itself_is_passed_on(
-    monkeypatch: pytest.MonkeyPatch,
+@BASES
+def test_the_budget_of_robust_lt_bounds_the_images_of_each_class(
+    base: str, network: Network, digits: Batch
 ) -> None:
+    method = built("robust-lt", base=base, a=0.6)
+    method.enter(9)
+    method.start_epoch(9, torch.arange(1.0, 11))
+    x = perturb(method, network(10), digits, make_attack(steps=6, start="uniform")).x
+    distance = (x - digits.x).abs().flatten(1).amax(1)
+    assert (distance <= 8 / 255 * method.factor[digits.y] + 1e-6).all()
+    assert distance[digits.y == 9].max() > 8 / 255 > 2 * distance[digits.y == 0].max()
+
+
+@BASES
+def test_robust_lt_saves_the_state_of_its_base(base: str) -> None:
+    state = built("robust-lt", base=base, a=0.6).state_dict()
+    of_base = [name for name in state if name.startswith("base.")]
+    assert of_base == [f"base.{name}" for name in built(base).state_dict()]
+
+
+def test_a_wrapper_has_title_reference_and_deviations_of_its_base() -> None:
     method = built("robust-lt", base="trades", base_settings={"beta": 3})
     assert method.title == "RobustLT + TRADES"
     assert "Zhang et al., ICML 2019" in method.reference
-    assert methods.find("robust-lt").title == "RobustLT", "the class is as it was"
-    assert not method.label_attack
     assert len(method.deviations) == 1 + len(method.base.deviations)
+    assert methods.find("robust-lt").title == "RobustLT", "the class is as it was"
+
+
+def test_a_wrapper_attacks_and_reads_features_as_its_base_does() -> None:
+    assert not built("robust-lt", base="trades").label_attack
     assert built("robust-lt", base="reat").uses_features
+
+
+def test_a_wrapper_deploys_the_head_and_the_offset_of_its_base() -> None:
     assert built("robust-lt", base="at", outer="ldam").task.head == Head("cosine", 30.0)
     assert torch.equal(built("robust-lt", base="robal").offset(), built("robal").offset())
-    assert (
-        built("taet", clean_share=1.0)
-        .warnings((5,) * 10, 128)[0]
-        .startswith("no epoch is adversarial")
-    )
-    assert ("--method.base-settings.alpha 1 was") in " ".join(
-        built("robust-lt", base="taet").warnings((5,) * 10, 128)
-    )
+
+
+def test_a_wrapper_warns_as_its_base_does_with_the_options_of_the_wrapper() -> None:
+    (warning, *_) = built("taet", clean_share=1.0).warnings((5,) * 10, 128)
+    assert warning.startswith("no epoch is adversarial")
+    warnings = built("robust-lt", base="taet").warnings((5,) * 10, 128)
+    assert "--method.base-settings.alpha 1 was" in " ".join(warnings)
+
+
+def test_a_wrapper_averages_and_chooses_epochs_as_its_base_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(methods.find("wat"), "average_decay", 0.9)
     monkeypatch.setattr(methods.find("wat"), "accepts_epoch", lambda _, epoch, __: epoch == 3)
-    wat = built("robust-lt", base="wat")
-    assert wat.average_decay == 0.9
-    assert wat.needs_feedback
-    assert not wat.accepts_epoch(2, None)
-    assert wat.accepts_epoch(3, None)
+    wrapped = built("robust-lt", base="wat")
+    assert wrapped.average_decay == 0.9
+    assert wrapped.needs_feedback
+    assert not wrapped.accepts_epoch(2, None)
+    assert wrapped.accepts_epoch(3, None)
 
 
 # -- DAFA
