@@ -3,6 +3,7 @@ overwritten."""
 
 import csv
 import io
+import re
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,20 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def rows(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_attacked_images_are_saved_with_a_line_on_their_rounding(
+    taet: Any, finished: Any, digits: Path, tmp_path: Path
+) -> None:
+    words = ["predict", finished.folder, digits / "part 0", "--save", tmp_path / "saved"]
+    outcome = taet(*words, "--attack", "pgd-2")
+    assert outcome.code == 0, outcome.err
+    line = outcome.err.splitlines()[-1]
+    assert re.search(r"\d+ of 20 survive pgd-2; \d+ survive it rounded to 8 bits; images: ", line)
+    assert len([*(tmp_path / "saved/attacked").glob("*.png")]) == 20
+    again = taet(*words, "--attack", "pgd-2")
+    assert "saved exists; allowed: another --save, or --force" in again.err
+    assert taet(*words, "--attack", "pgd-2", "--force").code == 0
 
 
 def test_a_table_of_a_folder_names_what_it_lacks(

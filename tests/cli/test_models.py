@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.models import resnet18
 
 from taet.evaluation import ResultCard
@@ -155,6 +156,35 @@ def test_a_forgotten_normalisation_is_said_by_check_and_evaluate(taet: Any) -> N
     line = "% of 80 clean images are right; with --normalize imagenet: 100.0 %"
     assert line in taet("check", *words).out
     assert line in taet("evaluate", *words, "--out", "card").out
+
+
+def with_trust(*words: str) -> list[str]:
+    return [*words, "--trust-model", "grey_nets:Brightness"]
+
+
+def test_an_evaluated_network_is_used_by_the_folder_of_its_card(taet: Any, place: Path) -> None:
+    levels = {"levels": torch.tensor([0.8, 0.6, 0.4, 0.2])}
+    (place / "other").mkdir()
+    torch.save(levels, place / "other/net.pt")
+    words = ["--data", "grey.npz", "--classes", "3,2,1,0", "--attacks", "clean", "--out", "card"]
+    network = ["--model", "grey_nets:Brightness", "--weights", "other/net.pt"]
+    assert taet("evaluate", *network, *words).code == 0
+    image = Image.fromarray(np.full((50, 40, 3), 102, np.uint8))
+    image.save(place / "dark.png")
+    told = taet("predict", *with_trust("card", "dark.png"))
+    assert told.out.splitlines()[1].startswith("dark.png,1,"), told.err
+    exported = taet("export", *with_trust("card", "--format", "pt2"))
+    assert exported.out == "card/artifacts/model.pt2\n", exported.err
+    torch.save({"levels": torch.zeros(4)}, place / "other/net.pt")
+    changed = taet("predict", *with_trust("card", "dark.png"))
+    assert "has other weights than those that card is about" in changed.err
+
+
+def test_code_of_an_evaluated_network_is_run_only_with_trust(taet: Any) -> None:
+    words = ["--data", "grey.npz", "--attacks", "clean", "--out", "card"]
+    assert taet("evaluate", "--model", "grey_nets:Brightness", *words).code == 0
+    refused = taet("predict", "card", "grey.npz")
+    assert "allowed: with --trust-model grey_nets:Brightness" in refused.err
 
 
 def test_every_image_can_be_a_test_image(taet: Any) -> None:

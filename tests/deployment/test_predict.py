@@ -14,10 +14,12 @@ import torch
 from PIL import Image
 
 import taet
+from taet.attacks.counting_model import CountingModel
 from taet.data import Dataset
 from taet.data.image_files import survey
 from taet.deployment import Predictions, predict
 from taet.deployment.input_images import read_images
+from taet.deployment.saved_images import rounded
 from tests.calls import one_line
 
 ATTACK = "pgd-3"
@@ -203,3 +205,57 @@ def test_transparent_pixels_lie_on_the_background_of_training(
     Image.new("RGBA", (8, 8), (10, 10, 10, 0)).save(tmp_path / "a.png")
     (image,) = read_images([tmp_path / "a.png"], (3, 8, 8), background)
     assert np.unique(image).tolist() == [level]
+
+
+def read_back(folder: Path) -> np.ndarray:
+    return np.stack([np.asarray(Image.open(path)) for path in sorted(folder.iterdir())])
+
+
+@pytest.mark.parametrize("attack", ["pgd-3", "cw-l2:eps=2,steps=2,lr=0.1", "autoattack-fast"])
+def test_saved_images_are_in_the_ball_and_predicted_as_told(
+    attack: str, trained: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    images = dataset.test.images
+    found = predict(trained, images, attack=attack, save=tmp_path / "saved", batch_size=7)
+    attacked = read_back(tmp_path / "saved/attacked")
+    change = (attacked.astype(int) - images) / 255
+    if "eps=2" in attack:
+        assert np.sqrt(np.square(change).sum((1, 2, 3))).max() <= 2
+    else:
+        assert np.abs(change).max() <= 0.05
+    again = predict(trained, tmp_path / "saved/attacked")
+    np.testing.assert_array_equal(again.labels == found.labels, found.survives_rounded)
+    assert 0 < found.survives_rounded.sum() < len(found)
+
+
+def test_saved_images_lie_beside_the_original_and_the_change(
+    trained: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    images = dataset.test.images
+    predict(trained, images, attack=ATTACK, save=tmp_path)
+    original, change, attacked = map(read_back, sorted(tmp_path.iterdir())[::-1])
+    np.testing.assert_array_equal(original, images)
+    drawn = 128 + 10 * (attacked.astype(int) - original)
+    np.testing.assert_array_equal(change, drawn.clip(0, 255))
+
+
+def test_an_image_is_rounded_so_that_it_stays_adversarial() -> None:
+    """The class changes at 0.4 levels more: the nearest level is the original's."""
+
+    def logits(x: torch.Tensor) -> torch.Tensor:
+        bright = 255 * x.mean((1, 2, 3)) - 100.3
+        return torch.stack([-bright, bright], 1)
+
+    model = CountingModel(torch.nn.Module())
+    model.model.forward = logits  # type: ignore[method-assign]
+    original = np.full((1, 2, 2, 1), 100, np.uint8)
+    x_adv = np.full((1, 1, 2, 2), 100.4 / 255, np.float32)
+    labels = np.zeros(1, np.int64)
+    pixels, survives = rounded(model, original, x_adv, labels, 8 / 255, "linf", torch.device("cpu"))
+    assert not survives[0]
+    assert set(pixels.flat) == {101}
+
+
+def test_images_are_saved_only_with_an_attack(trained: Path, dataset: Dataset) -> None:
+    with one_line("save: got a folder without an attack; allowed: with one"):
+        predict(trained, dataset.test.images, save="saved")

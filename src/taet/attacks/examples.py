@@ -79,6 +79,23 @@ class Examples:
         return ExampleKind(int(self.groups[row]), bool(predicted == self.labels[row]))
 
 
+@dataclass(eq=False)
+class EveryExample(Examples):
+    """Every image, as the attack left it; of a suite, those that it breaks."""
+
+    def of_batch(self, rows: Ints, x_adv: Tensor, logits: Tensor) -> dict[str, NDArray[Any]]:
+        """Return all images of a batch, as arrays of its unit of work."""
+        return {
+            "example_rows": rows,
+            "examples": x_adv.cpu().numpy(),
+            "example_probabilities": logits.softmax(1).amax(1).cpu().numpy(),
+        }
+
+    def first(self, found: Iterable[Example], predictions: Ints) -> list[Example]:
+        """Return the example of each image."""
+        return sorted(found, key=lambda example: example.row)
+
+
 def stored_examples(units: Iterable[Mapping[str, NDArray[Any]]]) -> Iterator[Example]:
     """Yield the examples of finished batches; those of an attack that kept none have none."""
     for unit in units:

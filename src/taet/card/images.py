@@ -18,6 +18,7 @@ from taet.settings.types import Count, Record, Sha256, Share, StoredCount
 ImagePixels = NDArray[np.uint8]
 MOST_BYTES = 200_000  # of the file
 NAME_DIGITS = 12  # of the checksum, in the name of the file
+GREY, AMPLIFIED = 128, 10  # of a drawn change: no change, and its factor
 
 
 class CardImage(Record):
@@ -89,10 +90,21 @@ def sheet_of(original: ImagePixels, attacked: ImagePixels) -> Sheet:
 
 def _png(pairs: ImagePixels) -> bytes:
     lines, columns, height, width, channels = pairs.shape
-    sheet = pairs.transpose(0, 2, 1, 3, 4).reshape(lines * height, columns * width, channels)
+    return png(pairs.transpose(0, 2, 1, 3, 4).reshape(lines * height, columns * width, channels))
+
+
+def png(pixels: ImagePixels) -> bytes:
+    """Return an image (H, W, C) as the content of a PNG file."""
     buffer = io.BytesIO()
-    Image.fromarray(sheet.squeeze(2) if channels == 1 else sheet).save(buffer, "png", optimize=True)
+    is_grey = pixels.shape[2] == 1
+    Image.fromarray(pixels[:, :, 0] if is_grey else pixels).save(buffer, "png", optimize=True)
     return buffer.getvalue()
+
+
+def drawn_change(original: ImagePixels, attacked: ImagePixels) -> ImagePixels:
+    """Return what an attack added to images, amplified around grey."""
+    change = attacked.astype(np.int64) - original
+    return (GREY + AMPLIFIED * change).clip(0, 255).astype(np.uint8)
 
 
 def keep_images(folder: Path, images: CardImages, sheet: Sheet) -> None:

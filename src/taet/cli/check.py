@@ -92,9 +92,9 @@ def _check_model(
     name = download_or_path(model_name)
     if is_folder(name) and not data and command.normalize == "auto":
         return check(name, weights=command.weights or "model", **options), []
-    model, dataset, notes = open_model(name, data, command)
-    about = dataset.about(of_training=not is_folder(name))
-    return check(model, dataset, **options), [*about["notes"], *notes]
+    named = open_model(name, data, command)
+    about = named.dataset.about(of_training=not is_folder(name))
+    return check(named.model, named.dataset, **options), [*about["notes"], *named.notes]
 
 
 def _file_of_weights(command: CheckCommand) -> str | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 from taet.cli.named_model import (
     OF_DATA,
     OF_TRAINING,
+    NamedModel,
     download_or_path,
     is_network,
     open_model,
@@ -133,6 +134,8 @@ def run(words: list[str], *, last: bool = True) -> None:
             call = _of_model(str(command.model), of_part(given, "data"), command, options)
         with shown(f"evaluate {command.model or command.run}") as report:
             card = call.evaluate(progress=report)
+            if call.named is not None:
+                _keep_network(call.named, command, card, call.folder)
         print(card)
         if command.model is not None:
             for note in (*card.data["notes"], *card.model.get("notes", ())):
@@ -150,6 +153,8 @@ class EvaluationCall(NamedTuple):
     folder: Path
     source: Path
     """What `taet report` is given to show the card."""
+    named: NamedModel | None = None
+    """The network of another origin that is evaluated."""
 
 
 def _of_run(folder: Path, command: Evaluate, options: Json) -> EvaluationCall:
@@ -174,17 +179,39 @@ def _of_model(name: str, data: Json, command: Evaluate, options: Json) -> Evalua
     folder = command.out
     if folder is None:
         folder = Path("runs", "evaluate-" + re.sub(r"[^\w.-]+", "-", title))
-    model, dataset, notes = open_model(
-        download_or_path(name), data, command, all_images=command.all_images
-    )
+    named = open_model(download_or_path(name), data, command, all_images=command.all_images)
+    is_run = isinstance(named.model, Path)
     about: Json
-    if isinstance(model, Path):
+    if is_run:
         about = {"name": command.name}
     else:
-        about = {"name": name, "title": command.name or title, "notes": notes}
+        about = {"name": name, "title": command.name or title, "notes": named.notes}
     device = str(resolve_device(command.device))
-    evaluation = partial(evaluate, model, dataset, out=folder, device=device, **about, **options)
-    return EvaluationCall(evaluation, folder, folder)
+    evaluation = partial(
+        evaluate, named.model, named.dataset, out=folder, device=device, **about, **options
+    )
+    return EvaluationCall(evaluation, folder, folder, None if is_run else named)
+
+
+def _keep_network(named: NamedModel, command: Evaluate, card: Card, folder: Path) -> None:
+    """Write beside the card how its network is built again, for predict and export."""
+    from taet.deployment.evaluated_network import EvaluatedNetwork, absolute, keep_network
+    from taet.distributed import rank
+    from taet.models import is_own
+    from taet.models.class_order import read_classes
+
+    if rank() > 0 or (named.weights is None and not is_own(named.network)):
+        return  # a network with fresh weights is of no use
+    about = EvaluatedNetwork(
+        network=named.network,
+        weights=None if named.weights is None else absolute(named.weights),
+        normalize=command.normalize,
+        class_names=tuple(named.dataset.class_names),
+        classes=None if command.classes is None else tuple(read_classes(command.classes)),
+        image_shape=named.dataset.image_shape,
+        weights_sha256=card.model["weights_sha256"],
+    )
+    keep_network(folder, about)
 
 
 def _title(name: str, command: Evaluate) -> str:

@@ -32,6 +32,10 @@ class NamedModel(NamedTuple):
     dataset: Dataset
     notes: tuple[str, ...]
     """What was recognised in the file of weights, and how images are normalised."""
+    network: str = ""
+    """The name of a network; empty for a run."""
+    weights: str | None = None
+    """Its file of weights."""
 
 
 def open_model(name: str, data: Json, options: OfModel, *, all_images: bool = False) -> NamedModel:
@@ -92,7 +96,7 @@ def _load_network(name: str, dataset: Dataset, options: OfModel) -> NamedModel:
     )
     if weights is not None or is_own(name):
         notes = (*notes, *_normalization_notes(model, dataset))
-    return NamedModel(model, dataset, notes)
+    return NamedModel(model, dataset, notes, name, weights)
 
 
 def _normalization_notes(model: nn.Module, dataset: Dataset) -> list[str]:

@@ -73,7 +73,8 @@ class OfTrained(Command):
     """A command about a trained model: a run, a network with weights, or a file of weights."""
 
     run: Annotated[Path, POSITIONAL]
-    """Run folder, file of weights, or the name of a network, with --weights."""
+    """Run folder, folder of an evaluation, file of weights, or the name of a network, with
+    --weights."""
     weights: str | None = None
     """Of a run: model (those that it delivers), model-last or model-best; of a network: a file, as
     of taet evaluate. Default: model."""
@@ -131,10 +132,12 @@ def refuse_idle_trust(trusted: str | None, run: Path | None) -> None:
             f"--trust-model: got {trusted} without a run; allowed: for the model that a run names"
         )
 
+    from taet.deployment.evaluated_network import is_evaluated, read_network
     from taet.models import is_own
     from taet.run.folder import RunFolder
 
-    name = RunFolder(run).record.run.model.name
+    of_evaluation = is_evaluated(run)
+    name = read_network(run).network if of_evaluation else RunFolder(run).record.run.model.name
     if not is_own(name):
         raise UserError(
             f"--trust-model: got {trusted}; {run} has the model {name}, which needs no trust"

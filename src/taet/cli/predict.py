@@ -25,6 +25,7 @@ class Predict(OfTrained):
         "taet predict runs/x images/",
         "taet predict runs/x a.png b.jpg --top 3",
         "taet predict resnet18 images/ --weights net.pt --classes cat,dog",
+        "taet predict runs/x images/ --attack pgd-20 --save attacked/",
         "taet predict runs/x images/ --attack pgd-100:restarts=5,eps=4/255 --out predictions.csv",
     )
 
@@ -33,10 +34,13 @@ class Predict(OfTrained):
     attack: str | None = None
     """Test whether predictions survive this attack (see taet list attacks), e.g. pgd-20 or
     pgd-20:restarts=5."""
+    save: OutPath | None = None
+    """With --attack: folder of PNG files, original, change (ten times as strong, around grey) and
+    attacked. They stay adversarial in 8 bits where that is possible, and a line says how often."""
     out: OutPath | None = None
     """Output file. Default: standard output."""
     force: bool = False
-    """Replace an existing output file."""
+    """Replace an existing output file, and files in the folder of --save."""
     top: Count = 1
     """Number of classes to print for each image, most likely first."""
     batch_size: Count = 250
@@ -56,7 +60,9 @@ def run(words: list[str]) -> int:
         if os.path.lexists(command.out) and not command.force:
             raise UserError(f"{command.out} exists; allowed: another --out, or --force")
         make_folder(command.out.parent)
-    how = {name: getattr(command, name) for name in ("attack", "batch_size", "device")}
+    if command.save is not None and os.path.lexists(command.save) and not command.force:
+        raise UserError(f"{command.save} exists; allowed: another --save, or --force")
+    how = {name: getattr(command, name) for name in ("attack", "save", "batch_size", "device")}
     with trusted(command.trust_model), shown(f"predict {command.run}") as report:
         found = predict(
             open_trained(command),
@@ -71,6 +77,8 @@ def run(words: list[str]) -> int:
         write_atomically(command.out, os.fsencode(text))
     else:
         print(text, end="")
+    if found.survives_rounded is not None:
+        say(f"taet: {found}; images: {command.save}")
     for note in found.notes:
         say(f"taet: {note}")
     if found.unread:

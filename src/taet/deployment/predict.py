@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,13 +15,15 @@ from torch import nn
 
 from taet.attacks import catalogue
 from taet.attacks.counting_model import CountingModel
+from taet.attacks.examples import EveryExample
 from taet.attacks.spec import AttackSpec, Clean
 from taet.data.dataset import fingerprints
 from taet.deployment.input_images import ImageSource, list_images, read_images
+from taet.deployment.saved_images import prepare_folder, rounded, save_images
 from taet.deployment.trained_model import TrainedModel, load
 from taet.errors import UserError
 from taet.evaluation.attack_sets import of_run
-from taet.evaluation.runner import Runner
+from taet.evaluation.runner import Runner, as_unit
 from taet.formatting import plural
 from taet.machine import float32_by_default, resolve_device
 from taet.progress import Progress
@@ -55,6 +58,8 @@ class Predictions:
     """Why an image could not be read; empty if it could."""
     attack: str
     """The attack, with its options; empty without one."""
+    survives_rounded: NDArray[np.bool_] | None = None
+    """(N,): the same of the attacked images that were saved, in 8 bits; None if none were."""
     notes: tuple[str, ...] = ()  # on the folders that were searched through
 
     def __len__(self) -> int:
@@ -132,6 +137,8 @@ class Predictions:
         if self.survives is not None:
             attacked = len(self) - self.unread
             parts.append(f"{int(self.survives.sum())} of {attacked} survive {self.attack}")
+        if self.survives_rounded is not None:
+            parts.append(f"{int(self.survives_rounded.sum())} survive it rounded to 8 bits")
         if self.unread:
             parts.append(f"{self.unread} could not be read")
         return "; ".join(parts)
@@ -144,6 +151,7 @@ def predict(
     images: ImageSource,
     *,
     attack: str | None = None,
+    save: str | os.PathLike[str] | None = None,
     weights: str = "model",
     batch_size: int = BATCH_SIZE,
     device: str = "auto",
@@ -162,6 +170,11 @@ def predict(
         attack: an attack, such as pgd-20 or pgd-20:restarts=5, with the run's ball and settings;
             `survives` says whether the predicted class (no label is known) survives it; this
             proves only that one attack failed.
+        save: folder of PNG files, which `attack` needs: each image as it is (original), what was
+            added to it, ten times as strong around grey (change), and the result (attacked). They
+            have the size of the model's images, and are rounded to 8 bits so that they stay
+            adversarial where that is possible: `survives_rounded`. Files of the same names are
+            replaced.
         weights: which of a run's weights: model, model-last or model-best.
         batch_size: images that are in memory, and passed to the model, at a time.
         device: auto, cpu, cuda or cuda:N.
@@ -179,6 +192,11 @@ def predict(
     if not isinstance(trained, TrainedModel):
         trained = load(trained, weights, model=model)
     spec = None if attack is None else _attack_in_a_ball(attack, trained.run)
+    folder = None if save is None else Path(save)
+    if folder is not None:
+        if spec is None:
+            raise UserError("save: got a folder without an attack; allowed: with one, e.g. pgd-20")
+        prepare_folder(folder)
     classes, total = trained.class_names, len(listed.names)
     passes = 1 if spec is None else 1 + spec.passes(len(classes))
     predictions = Predictions(
@@ -189,6 +207,7 @@ def predict(
         None if spec is None else np.zeros(total, np.bool_),
         ("",) * total,
         attack or "",
+        None if folder is None else np.zeros(total, np.bool_),
         tuple(listed.notes),
     )
     counting = CountingModel(trained.model.to(on_device))
@@ -222,8 +241,12 @@ def predict(
                 trained.run.evaluation.seed,
                 on_device,
                 keys=keys,
+                groups=None if folder is None else np.zeros(len(rows), np.int64),
+                keeps=EveryExample,
             )
             _predict_batch(predictions, rows, runner, spec, report)
+            if folder is not None and spec is not None:
+                _save_batch(predictions, rows, runner, spec, folder)
         report(len(batch) * passes, 0, f"{start + len(batch)} of {total} images")
     return replace(predictions, errors=tuple(errors))
 
@@ -258,3 +281,31 @@ def _predict_batch(
             attacked = replace(runner, labels=clean.predictions, batch_size=side_by_side)
             outcome, _ = attacked.attack(spec, natural=clean.predictions, progress=report)
             predictions.survives[rows] = outcome.correct
+
+
+def _save_batch(
+    predictions: Predictions,
+    rows: Sequence[int],
+    runner: Runner,
+    spec: AttackSpec,
+    folder: Path,
+) -> None:
+    """Write the attacked images of a batch as files, and whether predictions survive these."""
+    assert predictions.survives_rounded is not None
+    assert spec.eps is not None
+    original = np.asarray(runner.images)
+    x_adv = as_unit(original).numpy()
+    for example in runner.examples[spec.name]:
+        x_adv[example.row] = example.x_adv
+    with runner.frozen_and_exact():
+        attacked, survives = rounded(
+            runner.model,
+            original,
+            x_adv,
+            predictions.labels[rows],
+            spec.eps,
+            spec.norm or "linf",
+            runner.device,
+        )
+    predictions.survives_rounded[rows] = survives
+    save_images(folder, rows, [predictions.paths[row] for row in rows], original, attacked)

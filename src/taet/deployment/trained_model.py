@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from taet import protocols, registry
 from taet.data.augmentation import to_unit
 from taet.data.image_files import BACKGROUNDS
+from taet.deployment.evaluated_network import is_evaluated, read_network, rebuilt
 from taet.deployment.input_images import ImageSource, list_images, read_images
 from taet.errors import UserError
 from taet.formatting import join_words
@@ -107,8 +108,9 @@ def load(
     """Return the model of a finished run, or of a file of weights, ready for images.
 
     Args:
-        source: a finished run, a published one (hf:USER/NAME@COMMIT), the name of a network, as
-            of `taet.models.build`, or a file of weights of a residual network of this package.
+        source: a finished run, a published one (hf:USER/NAME@COMMIT), the folder in which `taet
+            evaluate` wrote the card of a network, the name of a network, as of
+            `taet.models.build`, or a file of weights of a residual network of this package.
         weights: of a run: model (what it delivers), model-last or model-best; of a network: a file,
             as of `taet evaluate --weights`.
         classes: of a network: names of its outputs, in order, or as of `--classes`. By default as
@@ -135,6 +137,8 @@ def load(
             "network, because a run has its own"
         )
     folder = folder_of(download_or_path(text) if text.startswith(PUBLISHED) else source)
+    if is_evaluated(folder.path):
+        return _load_evaluated(folder.path, os.fspath(weights))
     run, network, record = load_model(folder.path, os.fspath(weights), model=model)
     return TrainedModel(
         network,
@@ -144,6 +148,19 @@ def load(
         run,
         record.model_notes,
         folder.weights_about(os.fspath(weights)).model_dump(),
+    )
+
+
+def _load_evaluated(folder: Path, weights: str) -> TrainedModel:
+    """Return the network that the card in `folder` is about."""
+    if weights != DELIVERED:
+        raise UserError(f"weights: got {weights}; {folder} has one network; allowed: {DELIVERED}")
+    about = read_network(folder)
+    network, notes = rebuilt(folder)
+    metadata = {"weights_sha256": about.weights_sha256, "model": about.network}
+    run = protocols.start("taet", "standard")
+    return TrainedModel(
+        network, about.class_names, about.image_shape, True, run, tuple(notes), metadata
     )
 
 

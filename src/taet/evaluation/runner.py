@@ -112,6 +112,7 @@ class Runner:
     opened: list[BatchStore] = field(default_factory=list)
     # (N,): the group of each image, of which every attack keeps examples; None: none are kept
     groups: Ints | None = None
+    keeps: type[Examples] = Examples  # which of the images these are
     # what each attack in a ball made of some images, by its name
     examples: dict[str, list[Example]] = field(default_factory=dict)
 
@@ -224,7 +225,7 @@ class Runner:
         may_be_strongest = attack.eps is not None and attack.made_on is None and not attack.curve
         if self.groups is None or natural is None or not may_be_strongest:
             return None
-        return Examples(self.groups, self.labels, natural)
+        return self.keeps(self.groups, self.labels, natural)
 
     def _batch_store(self, attack: AttackSpec) -> BatchStore | None:
         """Open the store of the batches that are done; None without a folder."""

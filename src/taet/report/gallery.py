@@ -1,15 +1,11 @@
 """The gallery of the report: images that survive an attack, and images that it breaks."""
 
 import base64
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from PIL import Image
-
 from taet.card.card import Card
-from taet.card.images import CardImage, CardImages, ImagePixels
+from taet.card.images import AMPLIFIED, CardImage, CardImages, ImagePixels, drawn_change, png
 from taet.data.published import image_terms
 from taet.evaluation.gallery import GROUPS, groups_of
 from taet.formatting import join_words, percent
@@ -17,7 +13,6 @@ from taet.report.entries import TableEntry
 from taet.report.results import Results
 from taet.report.tables import order
 
-GREY, AMPLIFIED = 128, 10
 NONE = (
     "No images are kept with these cards: they were evaluated by an earlier version, in memory, or "
     "with --no-images. To keep some, remove the card and evaluate again."
@@ -96,8 +91,7 @@ def _tiles(
     card: Card, images: CardImages, image: CardImage, original: ImagePixels, attacked: ImagePixels
 ) -> list[ImageTile]:
     assert card.clean is not None  # a card with images has it
-    change = attacked.astype(np.int64) - original
-    drawn = (GREY + AMPLIFIED * change).clip(0, 255).astype(np.uint8)
+    drawn = drawn_change(original, attacked)
     before = card.clean.predictions[image.row]
     after = card.column(images.attack).predictions[image.row]
     what = f"attempt of {image.made_by}" if image.made_by else "attacked"
@@ -114,7 +108,4 @@ def _answer(card: Card, label: int, probability: float) -> str:
 
 def _address(pixels: ImagePixels) -> str:
     """Return an image (H, W, C) as an address that holds its content."""
-    buffer = io.BytesIO()
-    channels = pixels.shape[2]
-    Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels).save(buffer, "png", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return f"data:image/png;base64,{base64.b64encode(png(pixels)).decode()}"
