@@ -230,16 +230,19 @@ them; it illustrates a result and is no part of its proof.
    gradient, and images do not depend on each other. So RBL, RW, RWS and ENR (REAT, section 4.1 and table 2) train the same
    model as plain PGD, up to rounding, which [a test](../tests/methods/test_findings.py) checks. BRW shifts the logits and does have an effect.
    If table 2 was made in this way, differences between these rows have another cause, such as another seed.
+   The printed differences between them are about as large as the printed standard errors.
 2. **Theorem 1 of REAT does not hold as printed, nor with the missing 1/n_i put back.** As printed it bounds a share by a
    count of images. With 1/n_i it says that the robust risk is at least the mean over classes of natural error and
    disagreement. An image that is misclassified and changes its class under attack counts in both: if all images are like
    it, the risk is 1 and the bound is 2.
+   The two are equal under attacks that leave misclassified images alone, as AutoAttack does.
    *Seen:* in {broken} of our {cards} evaluations the bound is above the measured robust error, by up to {most:.1f} points.
 3. **Equation 13 of TAET has an error**: it also multiplies the clean stage by rho and divides by 1 + kappa gamma.
    Equation 12 with the same constants gives eta = 0.656, so that two stages save 34.4 % of the time and not 39.2 %.
 4. **TAIL in REAT's public code is another term than equation 3.** It multiplies a mean over all pairs and features, which
-   leaves about 1/D of the sum of pairwise divergences with D features. It holds the features of tail images fixed and pulls
-   those of other classes towards them, where equation 3 pushes both apart. Equation 3 has no lower bound.
+   leaves about 1/D of the sum of pairwise divergences with D features. It holds the features of tail images fixed and, in
+   most batches, pulls all others towards them. Equation 3 pulls together images of one class only, and pushes those of
+   other classes apart; it has no lower bound.
    [Formulas](losses.md#tail_margin).
    *Seen:* a ResNet-8 that was trained with equation 3 diverged (`reat --method.form paper`: 13.0 % on clean images).
 5. **An L2 attack without a bound measures its own optimiser.** Without a bound, an image that the network takes for
@@ -255,7 +258,8 @@ EVIDENCE = """## Evidence
 
 Differences are in points of balanced accuracy, paired on the same test images, with 95 % intervals. Where a claim has
 several parts, its intervals are *corrected* so that together they cover with 95 %; so the same pair of rows can have
-a wider interval under another claim. All parts must hold. *Related* rows are committed runs with other settings. [Notes](notes-on-papers.md) have what was measured beside the claims, and errata.
+a wider interval under another claim. All parts must hold. *Related* rows are committed runs with other settings.
+[Notes](notes-on-papers.md) have what was measured beside the claims, and errata.
 """  # noqa: E501
 
 

@@ -263,10 +263,14 @@ class Untested:
     """A claim that no comparison of runs tests; `because` says what is known."""
 
     because: str
+    lines: tuple[Line, ...] = ()
+    """What was measured beside it, at the scale `measured_at`."""
+    measured_at: str = ""
     rule: ClassVar[str] = ""
 
     def apply(self, study: Study) -> Outcome:
-        return Outcome("not tested")
+        here = study.scale.name == self.measured_at
+        return Outcome("not tested", self.lines if here else ())
 
 
 @dataclass(frozen=True)

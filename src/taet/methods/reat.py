@@ -25,9 +25,10 @@ class Reat(Method):
     RBL uses the classes predicted in the previous epoch. Under sign steps with BN in eval mode, as
     in the protocols and the public code, it changes no example. Another outer loss of the run
     replaces balanced softmax (the paper's table 1). TAIL is by default the term of the public code:
-    it holds the features of tail images fixed and pulls those of other classes towards them, about
-    1/D as strongly as pairwise divergences with D features would. Equation 3 pushes both apart
-    (`form`). See `taet.losses.rebalancing_weights`, `balanced_softmax` and `tail_margin`.
+    it holds the features of tail images fixed and, in most batches, pulls all others towards them,
+    about 1/D as strongly as pairwise divergences with D features would. Equation 3 (`form`) pulls
+    together images of one class only, and pushes those of other classes apart. See
+    `taet.losses.rebalancing_weights`, `balanced_softmax` and `tail_margin`.
 
     Official: the public code selects the epoch that is best under PGD-20 on the test set. Its start
     U(-eps, eps) is not clipped to [0, 1] before the first step; ours is.
