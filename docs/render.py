@@ -315,8 +315,9 @@ def measured(name: str) -> str:
     return table(heads, lines) + (
         "\n\nBalanced accuracy in per cent; in brackets the number of runs, where some lack the "
         "attack. The network is ResNet-8, for the vision transformer `vit-mini-p4`; each data set "
-        "has one training subset. [Results](../../results/README.md) has the intervals and "
-        "tails of most rows."
+        "has one training subset. So these numbers do not stand beside [published "
+        "ones](../published-numbers.md). [Results](../../results/README.md) has the intervals and "
+        "tails of most rows; runs of the papers' tables are in [the claims](../findings.md)."
     )
 
 
