@@ -10,11 +10,10 @@ would have computed on the whole batch.
 import itertools
 import os
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -91,17 +90,6 @@ def reporting_peer_exit(remedy: str = "") -> Iterator[None]:
             raise
         reason = re.sub(r"^\[\S+\] ", "", re.split(r"\n|\. ", str(error))[0])
         raise UserError(f"another process of this job has ended ({reason}){remedy}") from error
-
-
-def leave(status: int) -> NoReturn:
-    """Exit at once, without Python's shutdown: in it, a process group's thread that frees a tensor
-    would abort the process (pytorch/pytorch#179291), and a sum that another process never joins
-    would not end.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):  # the reader may be gone
-            stream.flush()
-    os._exit(status)
 
 
 def claim(what: str) -> bool:

@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from taet.cli.end_in_time import advice, advise, end_in_time, leave
 from taet.errors import (
     Done,
     UserError,
@@ -55,8 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # `list` may be the command's module here
     arguments = [*(sys.argv[1:] if argv is None else argv)]
     words = [word for word in arguments if word != "--debug"]
+    advise(how_to_go_on(words))
     if argv is None:
-        _set_up_process()
+        _set_up_process(words)
     try:
         status = _dispatch(words)
         sys.stdout.flush()  # here, where a closed pipe or a full disk is still handled
@@ -74,21 +76,26 @@ def main(argv: Sequence[str] | None = None) -> int:
                     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             if isinstance(error, KeyboardInterrupt):
                 print(file=sys.stderr)  # after ^C
-                kept = words[:1] in (["compare"], ["demo"], ["evaluate"])
-                saved = "finished work is saved; continue" if kept else "run it again"
-                line += str(error) or f"{saved} with: {shlex.join(['taet', *words])}"
+                line += str(error) or advice()
             if line:
                 # at once: torchrun writes there, too
                 sys.stderr.write(f"taet: {printable(' '.join(line.split()))}\n")
+        if argv is None and isinstance(error, KeyboardInterrupt):
+            leave(status)  # at its end Python would wait for threads that read images
     # one of the processes of torchrun
     if argv is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from taet.distributed import leave
-
         leave(status)
     return status
 
 
-def _set_up_process() -> None:
+def how_to_go_on(words: Sequence[str]) -> str:
+    """Return what an interrupted command says of its work."""
+    kept = words[:1] in (["compare"], ["demo"], ["evaluate"])
+    saved = "finished work is saved; continue" if kept else "run it again"
+    return f"{saved} with: {shlex.join(['taet', *words])}"
+
+
+def _set_up_process(words: Sequence[str]) -> None:
     """Set up this process, and the environment of those that it will start."""
     os.environ["PYTHONSAFEPATH"] = "1"  # no file in the current directory can shadow their modules
     for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
@@ -96,6 +103,7 @@ def _set_up_process() -> None:
             signal.signal(number, signal.default_int_handler)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may not be valid text
+    end_in_time(words[0] if words else "")
 
 
 def ended_by(error: BaseException) -> tuple[int, str]:

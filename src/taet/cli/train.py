@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from taet import protocols, registry
+from taet.cli.end_in_time import advise
 from taet.cli.options import (
     POSITIONAL,
     Command,
@@ -275,10 +276,11 @@ def run(words: list[str]) -> None:
         )
     with together(requested.training.device), trusted(options.trust_model):
         try:
-            finished = _trained(request, words) if options.resume is None else _resumed(options)
+            finished = (
+                _trained(request, words) if options.resume is None else _resumed(options, words)
+            )
         except KeyboardInterrupt as error:  # its command keeps the choice about the attacks
-            kept = {"--evaluate", "--no-evaluate"} & {*words}
-            texts = [" ".join([str(text), *kept]) for text in error.args]
+            texts = [" ".join([str(text), *_kept(words)]) for text in error.args]
             raise KeyboardInterrupt(*texts) from None
         print(finished)
         call = [str(finished.folder), *consent(finished.run.model.name)]
@@ -297,13 +299,28 @@ def run(words: list[str]) -> None:
         _attack_and_report(finished.folder, call, machine)
 
 
-def _resumed(options: Train) -> TrainingResult:
+def _kept(words: Sequence[str]) -> list[str]:
+    """Return the choice about the attacks, which the command that goes on keeps."""
+    return sorted({"--evaluate", "--no-evaluate"} & {*words})
+
+
+def _advise_to_resume(folder: RunFolder, words: Sequence[str]) -> None:
+    """Let a command that is ended within a step name the last checkpoint."""
+    from taet.run.loading import resume_call
+
+    again = " ".join([resume_call(folder), *_kept(words)])
+    advise(f"progress up to the last checkpoint is in {folder.path}; continue with: {again}")
+
+
+def _resumed(options: Train, words: Sequence[str]) -> TrainingResult:
     """Continue a run."""
     from taet.progress import shown
+    from taet.run.folder import RunFolder
     from taet.training import resume
 
     assert options.resume is not None
     refuse_idle_trust(options.trust_model, options.resume)
+    _advise_to_resume(RunFolder(options.resume), words)
     with shown(f"resume {options.resume}") as report:
         return resume(options.resume, progress=report)
 
@@ -324,6 +341,7 @@ def _trained(request: Request, words: Sequence[str]) -> TrainingResult:
         run, chosen = run_on_rank_zero(request.planned)
 
     def announce(plan: TrainingPlan, state: State, folder: RunFolder) -> None:
+        _advise_to_resume(folder, words)
         evaluates = request.options.evaluate is not False
         text = introduction(plan, state, chosen, evaluates=evaluates)
         say(f"{text}\nfolder: {folder.path}")
