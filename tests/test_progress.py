@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from taet.progress import chosen
+from taet.progress import TimeLeft, chosen, shown
 
 
 class Terminal(io.StringIO):
@@ -67,3 +67,43 @@ def test_a_function_gets_the_reports_and_nothing_is_shown(
     reported(lambda *report: seen.append(report))
     assert seen == [(1, 2, "half\n"), (2, 2, "all")]
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_steady_speed_gives_one_time() -> None:
+    time_left = TimeLeft(0, 0)
+    for second in range(1, 100):
+        text = time_left.after(second, second, 200)
+    assert text == "0:01:41"
+
+
+def test_a_neighbour_that_starts_gives_a_range() -> None:
+    """One unit a second, and after 100 seconds a quarter of it."""
+    time_left = TimeLeft(0, 0)
+    for second in range(1, 101):
+        time_left.after(second, second, 300)
+    for second in range(101, 221):
+        text = time_left.after(second, 100 + (second - 100) / 4, 300)
+    low, _, high = text.partition(" to ")
+    assert (low, high) == ("0:04:48", "0:11:20")
+
+
+def test_after_a_while_the_time_is_one_again() -> None:
+    """The neighbour works for two minutes, and is gone for forty."""
+    time_left, done = TimeLeft(0, 0), 0.0
+    for second in range(1, 2520):
+        done += 0.25 if second < 120 else 1
+        text = time_left.after(second, done, 4000)
+    assert text == "0:26:39"
+
+
+def test_a_share_that_was_shown_never_goes_back(capsys: pytest.CaptureFixture[str]) -> None:
+    with shown("work") as report:
+        report(16, 100, "quick\n")
+        report(17, 400, "more than was expected\n")
+        report(200, 400, "half\n")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(",")[0] for line in lines] == [
+        "work: 16 %",
+        "work: 16 %",
+        "work: 50 %",
+    ]

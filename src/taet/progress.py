@@ -4,6 +4,7 @@ import importlib.util
 import math
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
@@ -21,8 +22,9 @@ QUIET_SECONDS, TELL_SECONDS = 2.0, 0.5
 """Reading that is faster than QUIET_SECONDS reports nothing; TELL_SECONDS are between two
 reports."""
 LINE_SECONDS = 10.0  # between two lines of a log
-# estimate the remaining time from this much of the past: one step may take minutes
-SPEED_SECONDS = 3600.0
+# the speed of late is that of the last minute, or of the last quarter of longer work
+RECENT_SECONDS, RECENT_SHARE = 60.0, 0.25
+ALIKE = 1.5  # two estimates of a time with at most this factor between them are printed as one
 T = TypeVar("T")
 _report: ContextVar[Progress | None] = ContextVar("reading", default=None)
 
@@ -94,6 +96,34 @@ def chosen(progress: Progress | bool | None, title: str) -> Iterator[Progress | 
         yield None
 
 
+class TimeLeft:
+    """The time that work still takes, by its speed on average and by that of late.
+
+    They differ where something else on the machine has begun or ended. The time is then a range.
+    """
+
+    def __init__(self, now: float, done: float) -> None:
+        self.samples = deque([(now, done)])
+        self.begun = self.samples[0]
+
+    def after(self, now: float, done: float, total: float) -> str:
+        """Return the time that is left when `done` of `total` is reached; "" if it is unknown."""
+        self.samples.append((now, done))
+        recent = max(RECENT_SECONDS, RECENT_SHARE * (now - self.begun[0]))
+        while len(self.samples) > 2 and self.samples[1][0] <= now - recent:
+            self.samples.popleft()
+        estimates = []
+        for then, done_then in (self.begun, self.samples[0]):
+            if done > done_then:
+                estimates.append((total - done) * (now - then) / (done - done_then))
+        if not estimates:
+            return ""
+        low, high = min(estimates), max(estimates)
+        if high <= ALIKE * low:
+            return clock(math.sqrt(low * high))
+        return f"{clock(low)} to {clock(high)}"
+
+
 @contextmanager
 def shown(title: str) -> Iterator[Progress]:
     """Yield a function (done, total, text) that shows the progress of `title` on standard error.
@@ -103,26 +133,33 @@ def shown(title: str) -> Iterator[Progress]:
     every such text, and every ten seconds.
     """
     console, last = Console(stderr=True), -math.inf
-    text_column = rich_progress.TextColumn("{task.fields[text]}")
-    columns = (*rich_progress.Progress.get_default_columns(), text_column)
+    columns = (
+        rich_progress.TextColumn("{task.description}"),
+        rich_progress.BarColumn(),
+        rich_progress.TaskProgressColumn(),
+        rich_progress.TextColumn("{task.fields[left]}"),
+        rich_progress.TextColumn("{task.fields[text]}"),
+    )
     # without ipywidgets a notebook shows no bar
     no_widgets = console.is_jupyter and importlib.util.find_spec("ipywidgets") is None
     plain = not console.is_terminal or no_widgets
-    bar = rich_progress.Progress(
-        *columns, console=console, speed_estimate_period=SPEED_SECONDS, disable=plain
-    )
+    bar = rich_progress.Progress(*columns, console=console, disable=plain)
     # older versions of rich print an empty line at the end of a disabled bar
     with nullcontext() if plain else bar:
-        number = bar.add_task(title, total=None, text="")
+        number = bar.add_task(title, total=None, text="", left="")
         task = bar.tasks[0]
+        time_left = TimeLeft(time.monotonic(), 0)
 
         def show(done: float, total: float, text: str) -> None:
-            nonlocal last
+            nonlocal last, time_left
             if task.finished and done < total:
                 bar.reset(number)  # another task, with its own speed
-                last = -math.inf
+                last, time_left = -math.inf, TimeLeft(time.monotonic(), done)
             before, line, is_result = task.finished, text.rstrip(), text.endswith("\n")
-            bar.update(number, completed=done, total=total, text=line)
+            left = time_left.after(time.monotonic(), done, total)
+            # a share that was shown stays, also where there is more to do than was expected
+            share = max(task.completed, done / total if total else 1.0)
+            bar.update(number, completed=share, total=1.0, text=line, left=left)
             if not plain and is_result:
                 console.print(f"{title}: {line}", highlight=False)
             if (
@@ -130,8 +167,8 @@ def shown(title: str) -> Iterator[Progress]:
                 and not before
                 and (task.finished or is_result or time.monotonic() - last >= LINE_SECONDS)
             ):
-                last, took, left = time.monotonic(), clock(task.elapsed or 0), task.time_remaining
-                eta = "" if left is None else f", ETA {clock(left)}"
+                last, took = time.monotonic(), clock(task.elapsed or 0)
+                eta = f", ETA {left}" if left else ""
                 state = f"done in {took}" if task.finished else f"elapsed {took}{eta}"
                 say(f"{title}: {task.percentage:.0f} %, {state}, {line}")
 

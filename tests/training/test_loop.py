@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from taet.deployment.hub import publish
 from taet.run.folder import RunFolder, weights_digest
-from taet.run.loading import load_run
+from taet.run.loading import check_free, load_model, load_run
 from taet.settings import override
 from taet.training import loop, resume, train
 from tests.calls import one_line
@@ -212,6 +213,15 @@ def test_the_folder_of_a_run_that_diverged_says_what_was_not_finite(diverged: Pa
 
 
 @pytest.mark.full
+def test_nobody_is_told_to_resume_a_run_that_diverged(diverged: Path, tmp_path: Path) -> None:
+    with one_line("not finished; its training diverged: train a new one, with a lower --lr$"):
+        publish(diverged, f"folder:{tmp_path / 'published'}")
+    with one_line("the run is not finished; its training diverged: train a new one"):
+        load_model(diverged)
+    with one_line("holds a run; choose another --out, or remove the folder$"):
+        check_free(RunFolder(diverged))
+
+
 def test_a_run_that_goes_on_is_not_marked_as_diverged(diverged: Path) -> None:
     resume(diverged)
     assert not RunFolder(diverged).has_diverged

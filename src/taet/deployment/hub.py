@@ -87,7 +87,8 @@ def stage(run_dir: Path, out: Path, licence: str, name: str) -> None:
     run = RunFolder(run_dir)
     record = run.record
     if not run.is_done:
-        raise UserError(f"{run_dir} is not finished; resume it first: {resume_call(run)}")
+        call = "" if run.has_diverged else f": {resume_call(run)}"
+        raise UserError(f"{run_dir} is not finished; {run.how_to_finish}{call}")
     run.check_weights()
     run.check_metrics()
     card = card_of(run)

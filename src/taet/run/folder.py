@@ -82,6 +82,13 @@ class RunFolder:
         values = {"what": what, "epoch": epoch, "step": step}
         files.write_json(self.path / DIVERGED, files.seal(values))
 
+    @property
+    def how_to_finish(self) -> str:
+        """What to do where a finished run is needed: a run that diverged would do so again."""
+        if self.has_diverged:
+            return "its training diverged: train a new one, with a lower --lr"
+        return "resume it first"
+
     def unmark_diverged(self) -> None:
         """Forget that the training diverged, since it goes on."""
         (self.path / DIVERGED).unlink(missing_ok=True)
@@ -265,7 +272,7 @@ class RunFolder:
         if not path.is_file():
             names = sorted(path.name for path in self.path.glob(f"*{SUFFIX}"))
             why = f"it has {', '.join(names)}" if names else "they were removed after the training"
-            why = why if self.is_done else "the run is not finished; resume it first"
+            why = why if self.is_done else f"the run is not finished; {self.how_to_finish}"
             raise UserError(f"{self.path} holds no {path.name}: {why}")
         about = self.check_weights(name)
         with wrapping_user_code(f"{path} does not hold weights of this model, or is truncated"):

@@ -138,11 +138,9 @@ def check_free(folder: RunFolder) -> None:
         raise UserError(
             f"{folder.path} exists and is no run; choose another --out, or remove the folder"
         )
-    way = (
-        ""
-        if folder.is_done
-        else (f", continue it, with its own settings, by {resume_call(folder)}")
-    )
+    way = ""
+    if not folder.is_done and not folder.has_diverged:
+        way = f", continue it, with its own settings, by {resume_call(folder)}"
     raise UserError(f"{folder.path} holds a run; choose another --out{way}, or remove the folder")
 
 
