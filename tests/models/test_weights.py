@@ -1,6 +1,7 @@
 """Files of weights: what is none, or would become other weights in silence, is one line; code is
 never run."""
 
+import gzip
 import os
 from argparse import Namespace
 from collections.abc import Callable
@@ -98,11 +99,17 @@ def flipped(path: Path) -> None:
     path.write_bytes(content)
 
 
+def arrays_of_numpy(path: Path) -> None:
+    arrays = {name: value.numpy() for name, value in network().state_dict().items()}
+    with path.open("wb") as file:
+        np.savez(file, **arrays)
+
+
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "int8": (with_weight(Tensor.char), "0.weight: got torch.int8; allowed: torch.float32 values"),
     "nan": (
         with_weight(lambda value: value * torch.nan),
-        "allowed: torch.float32 values, all finite",
+        "0.weight: got values that are not finite; allowed: finite ones",
     ),
     "another shape": (
         with_weight(lambda value: value.expand(10**9, 2, 3)),
@@ -114,6 +121,20 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a folder": (Path.mkdir, "allowed: the folder of a finished run"),
     "half a file": (half, "holds no weights that can be read"),
+    "an empty file": (Path.touch, "holds no weights: it is empty"),
+    "a pointer of Git LFS": (
+        lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+        "it is a pointer of Git LFS; allowed: the file, by git lfs pull",
+    ),
+    "a web page": (
+        lambda path: path.write_text("<!DOCTYPE html><html>Virus scan warning</html>"),
+        "it is a web page, as a failed download leaves it",
+    ),
+    "a compressed file": (
+        lambda path: path.write_bytes(gzip.compress(b"weights")),
+        "it is compressed; allowed: the file inside it",
+    ),
+    "arrays": (arrays_of_numpy, "it is an archive of NumPy; allowed: tensors by name"),
     "a flipped bit": (flipped, "holds no weights .*BadZipFile"),
     "a header that lies": (
         lambda path: path.write_bytes((10**17).to_bytes(8, "little") + b"{}"),
@@ -130,6 +151,25 @@ def test_what_is_no_file_of_these_weights_is_one_line(case: str, tmp_path: Path)
     with one_line(message) as caught:
         fill(network(), path)
     assert str(path) in str(caught.value)
+
+
+class Settings:
+    """An object without attributes of its own, which its pickle only names."""
+
+
+FORMS: dict[str, Callable[[Path], object]] = {
+    "a list": lambda path: torch.save([network().state_dict(), {"lr": 0.1}], path),
+    "an object beside it": lambda path: torch.save(
+        {"model": network().state_dict(), "settings": Settings()}, path
+    ),
+    "safetensors under another name": lambda path: save_file(network().state_dict(), path),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_weights_are_found_in_other_forms(form: str, tmp_path: Path) -> None:
+    FORMS[form](tmp_path / "w.pt")
+    fill(network(), tmp_path / "w.pt")
 
 
 class Trap:

@@ -29,12 +29,14 @@ class StandIn:
 
     origin: ClassVar[str] = ""
     """The name of its class or function, package.module.name."""
+    state: object = None
+    """Its attributes in the file."""
 
     def __new__(cls, *_arguments: object, **_options: object) -> "StandIn":
         return object.__new__(cls)
 
     def __init__(self, *_arguments: object, **_options: object) -> None:
-        self.state: object = None
+        """Take what its class is given, and forget it."""
 
     def __call__(self, *_arguments: object, **_options: object) -> "StandIn":
         return self
@@ -127,7 +129,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         allowed = "a file that exists (.safetensors, .pt or .pth)"
         raise UserError(f"weights: got {path}; allowed: {allowed}")
     try:
-        if path.suffix == SAFETENSORS:
+        if path.suffix == SAFETENSORS or _is_safetensors(path):
             # the library's own reader opens no file whose name is not UTF-8
             return Checkpoint(load_safetensors(read_bytes(path, most=MOST_BYTES)), ())
         with warnings.catch_warnings(), path.open("rb") as file:
@@ -137,10 +139,51 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except (UserError, MemoryError):
         raise
     except Exception as error:  # torch reports a truncated or foreign file in many types
+        other = _other_format(path)
+        if other:
+            raise UserError(f"{path} holds no weights: {other}") from None
         why = f"or is truncated ({type(error).__name__})"
         raise UserError(
             f"{path} holds no weights that can be read without running code, {why}"
         ) from None
+
+
+OTHER_FORMATS = {
+    b"version https://git-lfs": "it is a pointer of Git LFS; allowed: the file, by git lfs pull",
+    b"<": "it is a web page, as a failed download leaves it; allowed: the file, downloaded again",
+    b"\x1f\x8b": "it is compressed; allowed: the file inside it",
+    b"\x89HDF": "it is HDF5, as Keras writes it; allowed: .safetensors, .pt or .pth",
+    b"{": "it is JSON; allowed: a file of weights that it names",
+}
+"""What files of other kinds begin with, and what to give in their place."""
+
+
+def _other_format(path: Path) -> str:
+    """Return what a file is that holds no weights, and what to give in its place; "" if unknown."""
+    with path.open("rb") as file:
+        beginning = file.read(64).lstrip()
+    if not beginning:
+        return "it is empty; allowed: .safetensors, .pt or .pth"
+    for first, text in OTHER_FORMATS.items():
+        if beginning.startswith(first):
+            return text
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+        if names and all(name.endswith(".npy") for name in names):
+            return (
+                "it is an archive of NumPy; allowed: tensors by name, as torch.save({name: "
+                "torch.from_numpy(array)}) writes them"
+            )
+    return ""
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file begins as a .safetensors file: the length of its header, and JSON."""
+    with path.open("rb") as file:
+        beginning = file.read(10)
+    size = path.stat().st_size
+    return beginning[8:] == b'{"' and int.from_bytes(beginning[:8], "little") < size
 
 
 def _read_torch_file(file: IO[bytes], path: Path) -> Checkpoint:

@@ -235,6 +235,10 @@ def _copy(
         raise misfit(stored, network, recognised, exception_text(error)) from None
     for name, value in network.state_dict().items():
         given = state.get(name, value)  # a network may rename or drop what it loads
-        if given.is_floating_point() != value.is_floating_point() or not value.isfinite().all():
-            allowed = f"{value.dtype} values, all finite"
+        if given.is_floating_point() != value.is_floating_point():
+            allowed = f"{value.dtype} values"
             raise UserError(f"{stored.path}: {name}: got {given.dtype}; allowed: {allowed}")
+        if not value.isfinite().all():
+            raise UserError(
+                f"{stored.path}: {name}: got values that are not finite; allowed: finite ones"
+            )

@@ -71,6 +71,8 @@ def _collect(
             f"{path} holds a whole model{where}, of the class {content.origin}, whose code is "
             f"never run; {to_state_dict(Path(path))}"
         )
+    if isinstance(content, list | tuple):  # e.g. of a network and its optimiser
+        content = {str(place): value for place, value in enumerate(content)}
     if not isinstance(content, Mapping) or id(content) in seen or len(keys) > DEEPEST:
         return
     seen.add(id(content))
