@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -283,6 +284,21 @@ def test_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     module["main"](["--epochs", "1", "--out", str(tmp_path / "live")])
     assert [*(tmp_path / "taet-runs" / "live").iterdir()]
+
+
+def test_live_hands_the_numbers_of_an_epoch_to_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, logged = list[dict[str, str]](), list[tuple[dict[str, float], int]]()
+    run = SimpleNamespace(log=lambda numbers, step: logged.append((numbers, step)))
+
+    def init(**how: str) -> SimpleNamespace:
+        begun.append(how)
+        return run
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    log = example("live")["wandb_log"]("first")
+    log({"loss.total": 2.0}, 3)
+    assert begun == [{"project": "taet-runs", "name": "first"}]
+    assert logged == [({"loss.total": 2.0}, 3)]
 
 
 def test_a_script_beside_a_folder_named_taet_imports_the_package(tmp_path: Path) -> None:
