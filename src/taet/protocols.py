@@ -20,6 +20,12 @@ def taet(method: str = Run.default("method")) -> Run:
     SGD 0.1 with momentum 0.9, weight decay 5e-4, divided by ten at 75 % and 90 %; Linf 8/255, 10
     steps of 2/255 from 0.001 N(0, 1). Start noise, momentum and the long-tailed test set are from
     its public code, not from the text.
+
+    Example:
+        >>> import taet
+        >>> run = taet.protocols.taet("at-bsl")
+        >>> run.training.epochs, run.threat.steps
+        (100, 10)
     """
     return Run(method=method, protocol="taet")
 
@@ -31,6 +37,12 @@ def reat(method: str = Run.default("method")) -> Run:
     SGD as in `taet`, divided by ten at 60 and 75 of 80; Linf 8/255, 10 steps of 2/255 from U(-eps,
     eps); no input normalisation; evaluation by PGD with step 2/255. The paper chose its epoch on
     the test set; `--selection best-test` does the same and is marked as a leak.
+
+    Example:
+        >>> import taet
+        >>> run = taet.protocols.reat()
+        >>> run.training.epochs, run.threat.start
+        (80, 'uniform')
     """
     return Run(
         method=method,

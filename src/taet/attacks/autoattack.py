@@ -85,6 +85,15 @@ def autoattack(
     Errors are those of `cw_l2`. Source: Croce, Hein, "Reliable evaluation of adversarial robustness
     with an ensemble of diverse parameter-free attacks", ICML 2020, arXiv:2003.01690; the attacks
     are those of the package pyautoattack.
+
+    Example:
+        >>> import torch
+        >>> from taet.attacks import autoattack
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        >>> x, y = torch.rand(4, 1, 8, 8), torch.arange(4)
+        >>> x_adv = autoattack(model, x, y, eps=8 / 255, version="fast")
+        >>> bool((x_adv - x).abs().max() <= 8 / 255 + 1e-6)
+        True
     """
     del checked  # `validate_inputs` has read it
     if isinstance(eps, Tensor):

@@ -72,6 +72,15 @@ def cw_l2(
     Carlini, Wagner, "Towards evaluating the robustness of neural networks", S&P 2017,
     arXiv:1608.04644, section VI A; the search and its defaults are those of the authors' public
     code.
+
+    Example:
+        >>> import torch
+        >>> from taet.attacks import cw_l2
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        >>> x, y = torch.rand(4, 1, 8, 8), torch.arange(4)
+        >>> x_adv = cw_l2(model, x, y, steps=20)
+        >>> x_adv.shape
+        torch.Size([4, 1, 8, 8])
     """
     del checked  # `validate_inputs` has read it
     origin = full_precision(x.detach())

@@ -68,6 +68,15 @@ def deepfool(
     Errors are those of `cw_l2`. Source: Moosavi-Dezfooli, Fawzi, Frossard, "DeepFool: a simple and
     accurate method to fool deep neural networks", CVPR 2016, arXiv:1511.04599, algorithm 2, with
     the settings of the authors' public code.
+
+    Example:
+        >>> import torch
+        >>> from taet.attacks import deepfool
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        >>> x, y = torch.rand(4, 1, 8, 8), torch.arange(4)
+        >>> x_adv = deepfool(model, x, y)
+        >>> x_adv.shape
+        torch.Size([4, 1, 8, 8])
     """
     del checked  # `validate_inputs` has read it
     origin = full_precision(x.detach())

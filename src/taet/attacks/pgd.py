@@ -95,6 +95,15 @@ def pgd(
 
     Source: Madry et al., "Towards deep learning models resistant to adversarial attacks", ICLR
     2018, arXiv:1706.06083.
+
+    Example:
+        >>> import torch
+        >>> from taet.attacks import pgd
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        >>> x, y = torch.rand(4, 1, 8, 8), torch.arange(4)
+        >>> x_adv = pgd(model, x, y, eps=8 / 255, step_size=2 / 255, steps=10)
+        >>> bool((x_adv - x).abs().max() <= 8 / 255 + 1e-6)
+        True
     """
     objectives = _each_step("objective", objective, steps)
     if not all(map(callable, objectives)):
@@ -207,6 +216,15 @@ def fgsm(model: Model, x: Tensor, y: Tensor, *, eps: Size, **settings: Any) -> T
 
     Source: Goodfellow, Shlens, Szegedy, "Explaining and harnessing adversarial examples", ICLR
     2015, arXiv:1412.6572.
+
+    Example:
+        >>> import torch
+        >>> from taet.attacks import fgsm
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        >>> x, y = torch.rand(4, 1, 8, 8), torch.arange(4)
+        >>> x_adv = fgsm(model, x, y, eps=8 / 255)
+        >>> bool((x_adv - x).abs().max() <= 8 / 255 + 1e-6)
+        True
     """
     return pgd(model, x, y, eps=eps, steps=1, step_size=eps, start="none", **settings)
 
@@ -216,6 +234,15 @@ def cw_linf(model: Model, x: Tensor, y: Tensor, **settings: Any) -> Tensor:
 
     Settings, guarantees and errors are those of `pgd`. Source: the margin of Carlini, Wagner, S&P
     2017, arXiv:1608.04644, as objective of PGD in Madry et al., ICLR 2018.
+
+    Example:
+        >>> import torch
+        >>> from taet.attacks import cw_linf
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        >>> x, y = torch.rand(4, 1, 8, 8), torch.arange(4)
+        >>> x_adv = cw_linf(model, x, y, eps=8 / 255, step_size=2 / 255, steps=10)
+        >>> bool((x_adv - x).abs().max() <= 8 / 255 + 1e-6)
+        True
     """
     return pgd(model, x, y, objective=margin, **settings)
 

@@ -119,6 +119,15 @@ def quick(
     Source: our composition of PMA (arXiv:2411.15210), MALT (arXiv:2407.02240) and the radii of
     Croce, Hein, "Mind the box: l1-APGD for sparse adversarial attacks on image classifiers", ICML
     2021, arXiv:2103.01208, section 4.2.
+
+    Example:
+        >>> import torch
+        >>> from taet.attacks import quick
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        >>> x, y = torch.rand(4, 1, 8, 8), torch.arange(4)
+        >>> x_adv = quick(model, x, y, eps=8 / 255)
+        >>> bool((x_adv - x).abs().max() <= 8 / 255 + 1e-6)
+        True
     """
     del checked  # `validate_inputs` has read it
     x = full_precision(x.detach())

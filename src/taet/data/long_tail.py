@@ -33,6 +33,11 @@ def long_tail_counts(
     `num_classes` C >= 2, `max_count` n_max, `imbalance_ratio` IR >= 1; anything else is a
     `UserError`. A count may be 0 where n_max < IR. Source: Cui et al., CVPR 2019, arXiv:1901.05555
     (exponential); Buda et al., Neural Networks 2018, arXiv:1710.05381 (linear, step).
+
+    Example:
+        >>> from taet.data import long_tail_counts
+        >>> long_tail_counts(5, max_count=100, imbalance_ratio=10)
+        [100, 56, 31, 17, 10]
     """
     if num_classes < 2:
         raise UserError(f"number of classes: got {num_classes}; allowed: 2 or more")
@@ -107,6 +112,11 @@ def long_tail_indices(labels: ArrayLike, counts: Sequence[int], seed: int = 0) -
     in that for larger ones. Labels are 0..C-1. A class with too few images is a `UserError`. With
     seed 0 this is the choice of LDAM-DRW (Cao et al., NeurIPS 2019, arXiv:1906.07413) and later
     work.
+
+    Example:
+        >>> from taet.data import long_tail_indices
+        >>> long_tail_indices([0, 0, 0, 1, 1, 1], counts=[3, 1]).shape
+        (4,)
     """
     labels = np.asarray(labels)
     generator = np.random.RandomState(seed)  # its numbers never change between versions

@@ -193,6 +193,12 @@ def load(name: str | os.PathLike[str] | Data, **settings: Any) -> Dataset:
     `class_counts` are taken, whole groups at a time; a source's own validation split is kept
     instead. The same `seed` always chooses the same images. Mistakes in settings or files raise a
     `UserError`.
+
+    Example:
+        >>> import taet
+        >>> digits = taet.data.load("digits-lt", imbalance_ratio=10, max_count=60)
+        >>> digits.class_counts
+        array([60, 46, 35, 27, 21, 16, 12, 10,  7,  6])
     """
     name = os.fspath(name) if isinstance(name, os.PathLike) else name
     given = name.model_dump() if isinstance(name, Data) else {"name": name}

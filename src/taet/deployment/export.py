@@ -67,6 +67,11 @@ def export(
     Raises:
         UserError: an unknown format, a missing package, an existing file, a model that cannot be
             exported.
+
+    Example:
+        >>> import taet
+        >>> taet.export("runs/example", "safetensors", out="model.safetensors").name
+        'model.safetensors'
     """
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)

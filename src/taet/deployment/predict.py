@@ -185,6 +185,13 @@ def predict(
     Raises:
         UserError: a run that is not finished, an unknown attack or one without a ball, no image. An
             unreadable file does not raise: `errors` has the reason.
+
+    Example:
+        >>> import taet
+        >>> digits = taet.data.load("digits-lt")
+        >>> found = taet.predict("runs/example", digits.test.images[:4])
+        >>> found.probabilities.shape
+        (4, 10)
     """
     check_value("batch size", batch_size, Count)
     listed, on_device = list_images(images), resolve_device(device)

@@ -123,6 +123,12 @@ def load(
     Raises:
         UserError: a run that is not finished, a file that does not fit, a model whose code was not
             trusted (`taet.models.trusted`).
+
+    Example:
+        >>> import taet
+        >>> trained = taet.load("runs/example")
+        >>> trained.image_shape, len(trained.class_names)
+        ((1, 8, 8), 10)
     """
     text = os.fspath(source) if isinstance(source, str | os.PathLike) else ""
     if is_model_name(text):

@@ -97,6 +97,13 @@ def check(
         UserError: images or labels that `taet.evaluate` refuses, or a model that cannot be
             evaluated: it fails, returns anything but finite logits (N, classes), or has no gradient
             with respect to the image.
+
+    Example:
+        >>> import taet
+        >>> digits, trained = taet.data.load("digits-lt"), taet.load("runs/example")
+        >>> found = taet.evaluation.check(trained.model, digits.test.images, digits.test.labels)
+        >>> len(found.findings) > 0
+        True
     """
     files, changes = tuple[Finding, ...](), {"attacks": attacks, "eps": eps}
     if model_or_run_dir is None:

@@ -109,6 +109,12 @@ def evaluate(
         UserError: no, unknown or repeated attacks, a chosen step whose sum cannot reach eps,
             images, labels or a model that do not fit, an `out` that belongs to something else, an
             argument that does not apply to such a model.
+
+    Example:
+        >>> import taet
+        >>> card = taet.evaluate("runs/example", attacks=["clean", "pgd-2"])
+        >>> [column.name for column in card.columns]
+        ['clean', 'pgd-2']
     """
     check_value("threads", threads, Processes | None)
     is_module = isinstance(model_or_run_dir, nn.Module)

@@ -106,6 +106,12 @@ def compare(
             another call works in, or published data that are not on this machine, except in a dry
             run.
         KeyboardInterrupt: on SIGINT or SIGTERM, after every process has saved and ended.
+
+    Example:
+        >>> import taet
+        >>> study = {"methods": ["at", "at-bsl"], "data": ["digits-lt"], "seeds": [0, 1]}
+        >>> taet.compare(study, "runs/study", dry_run=True).counts
+        {'missing': 4}
     """
     check_value("jobs", jobs, Processes | Literal["auto"])
     if time_budget is not None and not time_budget > 0:

@@ -83,6 +83,12 @@ def plan(method: str, data: str, **changes: object) -> tuple[Run, dict[str, Chos
 
     Raises:
         UserError: an unknown method or setting, or images that cannot be read.
+
+    Example:
+        >>> import taet
+        >>> run, choices = taet.plan("at-bsl", "./lesions")
+        >>> run.method, len(choices) > 0
+        ('at-bsl', True)
     """
     return chosen(start(Run.default("protocol"), method), {"data.name": data, **changes})
 

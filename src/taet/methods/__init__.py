@@ -32,7 +32,13 @@ RENAMED = {"outer_loss": "own_outer = 'focal'", "admits": "accepts_epoch"}
 
 def find(name: str) -> type[Method]:
     """Return the class of the method called `name`: the one `Method` that its file defines,
-    checked."""
+    checked.
+
+    Example:
+        >>> import taet
+        >>> taet.methods.find("at-bsl").title
+        'AT-BSL'
+    """
     cls: type[Method] = registry.class_of(name)
     where = f"{inspect.getfile(cls)}: {cls.__name__}"
     for old, new in RENAMED.items():

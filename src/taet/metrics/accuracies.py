@@ -29,6 +29,11 @@ def class_counts(mask: ArrayLike, labels: ArrayLike, num_classes: int) -> tuple[
             predictions, is a `UserError`.
         labels: true classes, (N,), 0 to num_classes - 1.
         num_classes: number of classes C; both counts are (C,).
+
+    Example:
+        >>> from taet.metrics import class_counts
+        >>> class_counts([True, False, True], [0, 0, 1], num_classes=2)
+        (array([1, 1]), array([2, 1]))
     """
     marked, classes = np.asarray(mask), np.asarray(labels, dtype=np.int64)
     # predictions, taken as a mask, would give wrong counts
@@ -44,6 +49,11 @@ def accuracy(correct: ArrayLike, total: ArrayLike) -> float:
 
     `correct` and `total` are counts by class, (C,); a mask is a `UserError`. The share is in
     [0, 1], and nan without images.
+
+    Example:
+        >>> from taet.metrics import accuracy
+        >>> accuracy([90, 40, 3], [100, 50, 10])
+        0.83125
     """
     return per_class_accuracy(*map(np.sum, counts_of(correct, total))).item()
 
@@ -52,6 +62,11 @@ def per_class_accuracy(correct: ArrayLike, total: ArrayLike) -> Floats:
     """Return the recall of each class, correct_c / total_c, (C,) in [0, 1].
 
     It is nan for a class without images. A mask in place of counts is a `UserError`.
+
+    Example:
+        >>> from taet.metrics import per_class_accuracy
+        >>> per_class_accuracy([90, 40, 3], [100, 50, 10])
+        array([0.9, 0.8, 0.3])
     """
     right, count = counts_of(correct, total)
     recalls: Floats = np.full(np.broadcast_shapes(right.shape, count.shape), np.nan)
@@ -65,6 +80,11 @@ def balanced_accuracy(correct: ArrayLike, total: ArrayLike) -> float:
     `correct` and `total` are counts by class, (C,); a mask is a `UserError`. The mean is in [0, 1],
     and nan if no class has images. Source: Brodersen, Ong, Stephan, Buhmann, "The balanced accuracy
     and its posterior distribution", ICPR 2010.
+
+    Example:
+        >>> from taet.metrics import balanced_accuracy
+        >>> round(balanced_accuracy([90, 40, 3], [100, 50, 10]), 4)
+        0.6667
     """
     recalls = per_class_accuracy(correct, total)
     known = recalls[~np.isnan(recalls)]
@@ -99,6 +119,11 @@ def group_accuracy(
 
     `correct` and `total` are counts by class, (C,), and `groups` are labels by name, as from
     `class_groups`. A group without test images has nan; a mask is a `UserError`.
+
+    Example:
+        >>> from taet.metrics import group_accuracy
+        >>> group_accuracy([90, 40, 3], [100, 50, 10], {"head": [0], "tail": [2]})
+        {'head': 0.9, 'tail': 0.3}
     """
     right, count = np.asarray(correct), np.asarray(total)
     return {
@@ -163,6 +188,11 @@ def class_groups(train_counts: ArrayLike) -> dict[str, list[int]]:
 
     Of two classes, one is head and one tail. With few classes a group may be empty. Sources: REAT,
     arXiv:2307.10205 (head, body, tail); TAET, arXiv:2503.01924 (last_half).
+
+    Example:
+        >>> from taet.metrics import class_groups
+        >>> class_groups([60, 30, 10])
+        {'head': [0], 'body': [], 'tail': [1, 2], 'last_half': [2]}
     """
     order = np.argsort(class_ranks(train_counts)).tolist()
     count = len(order)

@@ -39,6 +39,12 @@ def wilson_interval(
     `correct` and `total` are counts of one shape, for example (C,) for all classes at once; both
     ends have that shape, in [0, 1], and are nan where the total is 0. A mask in place of counts is
     a `UserError`. Source: Wilson, JASA 22, 1927.
+
+    Example:
+        >>> from taet.metrics import wilson_interval
+        >>> low, high = wilson_interval(90, 100)
+        >>> round(float(low), 3), round(float(high), 3)
+        (0.826, 0.945)
     """
     z2 = NormalDist().inv_cdf((1 + level) / 2) ** 2
     right, count = counts_of(correct, total)
@@ -58,6 +64,12 @@ def exact_interval(
     It is never too narrow, where Wilson's covers less than `level` near 0 and 1, by far at the
     levels that many classes together need. Shapes, ranges and errors are those of
     `wilson_interval`. Source: Clopper, Pearson, Biometrika 26, 1934.
+
+    Example:
+        >>> from taet.metrics import exact_interval
+        >>> low, high = exact_interval(90, 100)
+        >>> round(float(low), 3), round(float(high), 3)
+        (0.824, 0.951)
     """
     from scipy import special
 
@@ -78,6 +90,12 @@ def balanced_interval(
     and `total` are counts by class, (C,); a mask is a `UserError`. The interval covers the true
     mean recall also with 1 to 10 images in a class (`performance/coverage.py`), but not where a
     class of one or two images beside large ones is always right or always wrong.
+
+    Example:
+        >>> from taet.metrics import balanced_interval
+        >>> low, high = balanced_interval([90, 40, 3], [100, 50, 10])
+        >>> low < 0.6667 < high
+        True
     """
     right, count = counts_of(correct, total)
     right = right.ravel().astype(np.int64)

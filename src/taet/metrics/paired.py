@@ -99,6 +99,13 @@ def difference(
 
     Source: Fisher, "The Design of Experiments", 1935, section 21; Phipson, Smyth, Statistical
     Applications in Genetics and Molecular Biology 9, 2010.
+
+    Example:
+        >>> from taet.metrics import difference
+        >>> first, second = [True] * 90 + [False] * 10, [True] * 60 + [False] * 40
+        >>> found = difference(first, second, labels=[0] * 100, num_classes=1)
+        >>> round(found.value, 2), found.significant
+        (0.3, True)
     """
     left = np.atleast_2d(np.asarray(first, dtype=int))
     right = np.atleast_2d(np.asarray(second, dtype=int))

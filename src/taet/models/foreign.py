@@ -91,6 +91,13 @@ def build(
     Raises:
         UserError: an unknown name, a network that cannot take the images, a file that does not fit
             or holds code.
+
+    Example:
+        >>> import torch
+        >>> import taet
+        >>> model = taet.models.build("resnet8", num_classes=10)
+        >>> model(torch.rand(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
     """
     model: Classifier | Adapter
     with seeded(seed, "weights"):

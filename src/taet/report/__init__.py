@@ -40,6 +40,11 @@ def write(
     Raises:
         UserError: a source without a card, another suffix, a file that is no report, or one in a
         run but report.html.
+
+    Example:
+        >>> import taet
+        >>> taet.report.write("runs/example", "report.md").name
+        'report.md'
     """
     from taet.files import check_output, make_folder, write_atomically
     from taet.formatting import join_words

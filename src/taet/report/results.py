@@ -62,6 +62,12 @@ def results(*sources: Sources) -> Results:
 
     Raises:
         UserError: a source without a card, or a damaged card.
+
+    Example:
+        >>> import taet
+        >>> found = taet.results("runs/example")
+        >>> found.rows, list(found.columns)
+        (('at',), ['clean', 'pgd-2'])
     """
     found = read_cards(sources)
     return Results(tuple(entries_of(found.cards)), tuple(found.waiting), found.title)

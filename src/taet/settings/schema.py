@@ -512,6 +512,12 @@ def override(config: S, changes: Mapping[str, object], prefix: str = "") -> S:
     and checked.
 
     The changes are made together; `method` names the `settings` of a run, as on the command line.
+
+    Example:
+        >>> import taet
+        >>> run = taet.settings.override(taet.protocols.taet(), {"training.epochs": 20})
+        >>> run.training.epochs
+        20
     """
     values, parts = dict[str, Any](), dict[str, dict[str, object]]()
     for path, value in changes.items():

@@ -104,6 +104,14 @@ def train(
 
     Raises:
         UserError: settings, images or a model that do not fit, or a folder that is not free.
+
+    Example:
+        >>> import taet
+        >>> changes = {"model.name": "resnet8", "training.epochs": 1, "data.max_count": 30}
+        >>> run = taet.settings.override(taet.protocols.taet("at"), changes)
+        >>> result = taet.train(run, out="runs/example")
+        >>> result.dataset.name, len(result.history)
+        ('digits-lt', 1)
     """
     if not isinstance(run, Run):
         raise UserError(f"train: got {run!r:.60}; allowed: a Run, e.g. protocols.taet('at')")
@@ -139,6 +147,11 @@ def resume(
 
     The number of processes may differ from that of the start. `model`, `dataset` and `progress` are
     as of `train`. A folder that holds no run, is in use or is damaged is a `UserError`.
+
+    Example:
+        >>> import taet
+        >>> taet.resume("runs/example").folder.name  # a finished run is returned
+        'example'
     """
     run_folder = RunFolder(Path(folder))
     record = run_folder.record
