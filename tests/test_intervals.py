@@ -3,11 +3,13 @@ is decided."""
 
 import itertools
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from taet.metrics import mean_limits, paired
 from taet.metrics.intervals import balanced_interval, exact_interval, mean_recall_limits
 from taet.metrics.mean_limits import mean_value_limits
 from taet.metrics.paired import _balanced, _draws_for, _p_value, difference, mcnemar
@@ -178,6 +180,39 @@ def test_the_draws_of_a_randomisation_test_are_those_of_its_content() -> None:
     )
     assert first.tolist() == again.tolist()
     assert first.tolist() != other.tolist()
+
+
+def test_p_does_not_depend_on_how_many_signs_are_drawn_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    draws = np.random.default_rng(0)
+    labels = np.repeat(np.arange(40), draws.integers(1, 9, 40))
+    first, second = draws.random((2, len(labels))) < [[0.6], [0.5]]
+    whole = difference(first, second, labels, 40).p
+    monkeypatch.setattr(paired, "DRAWN_AT_ONCE", 1000)
+    assert difference(first, second, labels, 40).p == whole
+
+
+def test_a_difference_of_many_classes_takes_little_memory() -> None:
+    draws = np.random.default_rng(0)
+    labels = np.repeat(np.arange(3000), draws.integers(1, 5, 3000))
+    first, second = draws.random((2, len(labels))) < 0.5
+    tracemalloc.start()
+    difference(first, second, labels, 3000)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 100e6
+
+
+def test_many_classes_with_equal_counts_have_the_interval_of_each_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    draws = np.random.default_rng(0)
+    total = draws.integers(1, 4, mean_limits.MANY_CLASSES + 1)
+    correct = draws.binomial(total, 0.6)
+    together = mean_recall_limits(correct, total)
+    monkeypatch.setattr(mean_limits, "MANY_CLASSES", len(total))
+    np.testing.assert_allclose(together, mean_recall_limits(correct, total), rtol=1e-12)
 
 
 def test_p_is_not_too_small_on_average() -> None:

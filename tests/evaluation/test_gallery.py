@@ -55,7 +55,9 @@ def test_the_images_are_those_of_the_attack_that_was_counted(
 ) -> None:
     model, images, labels = task
     card = evaluated("pgd-5", out=tmp_path, train_class_counts=COUNTS)
-    runner = Runner(CountingModel(model), images, labels, 4, 8, 0, torch.device("cpu"))
+    runner = Runner(
+        CountingModel(model), images, labels, 4, 8, 0, torch.device("cpu"), keep_probabilities=True
+    )
     with runner.frozen_and_exact():
         attack = parse_attack("pgd-5", Evaluation(eps=EPS, step_size=EPS / 2))
         _, scores = runner.attack(attack)

@@ -250,6 +250,7 @@ def predict(
                 keys=keys,
                 groups=None if folder is None else np.zeros(len(rows), np.int64),
                 keeps=EveryExample,
+                keep_probabilities=True,
             )
             _predict_batch(predictions, rows, runner, spec, report)
             if folder is not None and spec is not None:
@@ -285,7 +286,12 @@ def _predict_batch(
         predictions.probabilities[rows] = scores
         if spec is not None and predictions.survives is not None:
             side_by_side = runner.batch_size if spec.batch_independent else 1
-            attacked = replace(runner, labels=clean.predictions, batch_size=side_by_side)
+            attacked = replace(
+                runner,
+                labels=clean.predictions,
+                batch_size=side_by_side,
+                keep_probabilities=False,
+            )
             outcome, _ = attacked.attack(spec, natural=clean.predictions, progress=report)
             predictions.survives[rows] = outcome.correct
 

@@ -113,6 +113,8 @@ class Runner:
     # (N,): the group of each image, of which every attack keeps examples; None: none are kept
     groups: Ints | None = None
     keeps: type[Examples] = Examples  # which of the images these are
+    # also return the probabilities of the classes: with 8,142 classes 33 kB an image
+    keep_probabilities: bool = False
     # what each attack in a ball made of some images, by its name
     examples: dict[str, list[Example]] = field(default_factory=dict)
 
@@ -201,7 +203,7 @@ class Runner:
         natural: Ints | None = None,
         progress: Progress = lambda *_: None,
     ) -> tuple[Column, NDArray[np.float32] | None]:
-        """Attack all images; return the column, and the softmax of the logits.
+        """Attack all images; return the column, and the softmax of the logits if it is kept.
 
         `natural` are the predictions on clean images, if known. The softmax is (N, C); a suite has
         none.
@@ -243,8 +245,9 @@ class Runner:
         units: BatchStore | None,
         progress: Progress,
         examples: Examples | None,
-    ) -> tuple[Json, NDArray[np.float32]]:
-        """Return the fields of a column that come from an attack, and the softmax of the logits."""
+    ) -> tuple[Json, NDArray[np.float32] | None]:
+        """Return the fields of a column that come from an attack, and the softmax of the logits if
+        it is kept."""
         done = self._in_batches(attack, units, progress, examples)
         found: Json = {name: sum(unit[name].item() for unit in done) for name in WORK}
         found["predictions"] = np.concatenate([unit["predictions"] for unit in done])
@@ -257,6 +260,8 @@ class Runner:
         if examples is not None:
             kept = examples.first(stored_examples(done), found["predictions"])
             self.examples[attack.name] = kept
+        if not self.keep_probabilities:
+            return found, None
         return found, np.concatenate([unit["scores"] for unit in done])
 
     def _suite(
@@ -335,10 +340,11 @@ class Runner:
         predictions = logits.max(1).indices.cpu().numpy()
         moved = distance(x_adv, x, attack.norm or "linf").cpu().numpy()
         kept = {} if examples is None else examples.of_batch(rows, x_adv, logits)
+        if self.keep_probabilities:
+            kept = {**kept, "scores": logits.softmax(1).cpu().numpy()}
         return {
             **kept,
             "predictions": predictions,
-            "scores": logits.softmax(1).cpu().numpy(),
             "distances": np.where(predictions != self.labels[rows], moved, np.nan).astype(
                 np.float32
             ),

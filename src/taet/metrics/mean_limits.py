@@ -14,6 +14,7 @@ PSEUDO = 2.0
 RANGE = 60.0
 # grids and their points: they end in a cell of 2 RANGE / 16^4 = 0.002, where the tail is linear
 POINTS, ROUNDS = 17, 4
+MANY_CLASSES = 500  # of more, those with equal counts are computed once
 SMALLEST = 1e-12  # probability: the logarithms and quotients of smaller ones would be lost
 
 
@@ -71,6 +72,10 @@ class _Curve:
     """(C,): weights of the classes in the variance of the mean."""
     cubes: Floats
     """(C,): weights of the classes in its third moment."""
+    repeats: Floats
+    """(C,): how many classes have these counts."""
+    classes: int
+    """All classes, with their repetitions."""
 
     def at(self, shift: Floats) -> tuple[Floats, Floats]:
         """Return theta and the probability of a mean beyond the observed one, at some shifts.
@@ -83,7 +88,7 @@ class _Curve:
         p = self._distributions(shift)
         centre = p @ self.value
         deviation = self.value - centre[..., None]
-        theta = centre.mean(-1)
+        theta = (self.repeats * centre).sum(-1) / self.classes
         variances = self.squares * (p * deviation**2).sum(-1)
         variance = variances.sum(-1)
         skewness = (self.cubes * (p * deviation**3).sum(-1)).sum(-1) / variance
@@ -107,27 +112,34 @@ class _Curve:
 
 def _curve(frequency: Floats, value: Floats) -> _Curve:
     """Return the curve through the observed distributions, (..., C, V)."""
+    classes = frequency.shape[-2]
+    repeats = np.ones(classes)
+    if frequency.ndim == 2 and classes > MANY_CLASSES:
+        frequency, numbers = np.unique(frequency, axis=0, return_counts=True)
+        repeats = numbers.astype(np.float64)
     count = frequency.reshape(-1, *frequency.shape[-2:])[0].sum(-1)
-    classes = len(count)
     shares = frequency / count[:, None]
-    pooled = _pooled(shares, 1 / count)
+    pooled = _pooled(shares, 1 / count, repeats)
     r = (frequency + PSEUDO * pooled[..., None, :]) / (count + PSEUDO)[:, None]
     step = 1 / (classes * count)
     widened = 1 / (1 - (1 - 1 / classes) * count / (count + PSEUDO) ** 2)
     return _Curve(
         value,
-        mean=(shares @ value).mean(-1),
+        mean=(repeats * (shares @ value)).sum(-1) / classes,
         log_r=np.log(r)[..., None, :, :],
         share=(count.min() / count)[:, None],
         step=step,
-        squares=step**2 * count * widened,
-        cubes=step**3 * count * widened,
+        squares=step**2 * count * widened * repeats,
+        cubes=step**3 * count * widened * repeats,
+        repeats=repeats,
+        classes=classes,
     )
 
 
-def _pooled(shares: Floats, weights: Floats) -> Floats:
-    """Return the distribution pi, (..., V), of the classes together, weighted by (C,)."""
-    images = weights.sum() ** 2 / (weights**2).sum()
+def _pooled(shares: Floats, inverse: Floats, repeats: Floats) -> Floats:
+    """Return the distribution pi, (..., V), of the classes together, weighted by 1/n_c, (C,)."""
+    weights = repeats * inverse
+    images = weights.sum() ** 2 / (weights * inverse).sum()
     counted = images * np.moveaxis(shares, -1, -2) @ weights / weights.sum()
     return (counted + PSEUDO / shares.shape[-1]) / (images + PSEUDO)
 

@@ -73,7 +73,7 @@ def classes(results: Results) -> Iterator[Panel]:
         labels.sort(key=lambda label: trained[label])
     shown = labels[:MOST_ROWS]
     rows = {names[label]: _class_row(names[label], trained, label) for label in shown}
-    scores = results.scores(*names).query("row == @best")
+    scores = results.scores(*rows).query("row == @best")
     scores = scores.assign(row=scores["group"].map(rows))
     *clean, lead = lead_attacks(results)
     colours = dict.fromkeys(clean, STRENGTHS[0]) | {lead: STRENGTHS[-1]}

@@ -45,6 +45,11 @@ CLASSES = (
     "are of it; F1 is the harmonic mean of both. These two depend on how many test images each "
     "class has, and a class that nothing is taken for has no precision."
 )
+MANY_CLASSES = (
+    " Of the {all:,} classes these are the {half} with most and the {half} with fewest training "
+    "images (without known numbers, the first and the last). A table before them counts the "
+    "classes of each range of accuracy. taet report with --out report.csv writes every class."
+)
 CONFUSION = (
     "What the best row takes for what, over all its seeds: each line is a true class, each column "
     "the class that it is taken for, the class with most training images first; a line adds up to "
@@ -125,7 +130,7 @@ def _sections(results: Results) -> list[Section]:
     sections = [
         _tables("Head, body, tail and worst class", GROUPS, tables.groups(results)),
         _tables("Differences to the best", DIFFERENCES, tables.differences(results)),
-        _tables("Accuracy of each class", CLASSES, tables.classes(results)),
+        _tables("Accuracy of each class", _about_classes(results), tables.classes(results)),
         _figures(
             "Accuracy against the strength of the attack", STRENGTH, figures.strength(results)
         ),
@@ -135,6 +140,13 @@ def _sections(results: Results) -> list[Section]:
         _tables("Where every number comes from", PROVENANCE, tables.provenance(results)),
     ]
     return [section for section in sections if section.figures or section.tables]
+
+
+def _about_classes(results: Results) -> str:
+    num_classes, shown = results.cards[0].num_classes, len(tables.shown_classes(results))
+    if shown == num_classes:
+        return CLASSES
+    return CLASSES + MANY_CLASSES.format(all=num_classes, half=shown // 2)
 
 
 def _tables(title: str, text: str, made: Iterable[Table]) -> Section:

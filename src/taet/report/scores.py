@@ -12,7 +12,7 @@ from taet.card.column import Column
 from taet.card.summary import Summary
 from taet.errors import unknown
 from taet.metrics import accuracies, intervals
-from taet.metrics.accuracies import Ints
+from taet.metrics.accuracies import Floats, Ints
 from taet.metrics.intervals import student_quantile
 from taet.metrics.paired import LEVEL
 from taet.report.entries import TableEntry
@@ -70,8 +70,8 @@ def labels_in(card: Card, group: str) -> Ints:
         counts = card.data.get("train_class_counts")
         if counts is None or len({*counts}) == 1:
             return np.array([], dtype=np.int64)
-        labels = accuracies.class_groups(counts)[group]
-        return np.array([label for label in labels if label in present], dtype=np.int64)
+        labels = np.array(accuracies.class_groups(counts)[group], dtype=np.int64)
+        return labels[np.isin(labels, present)]
     names = class_names(card)
     if group not in names:
         raise unknown("group", group, [*GROUPS[:-1], *names])
@@ -80,14 +80,17 @@ def labels_in(card: Card, group: str) -> Ints:
 
 def table_of(entries: Iterable[TableEntry]) -> pd.DataFrame:
     """Return one line for each card, attack and group of classes, with the columns `COLUMNS`."""
-    lines: list[dict[str, Any]] = []
+    columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
     for entry in entries:
         about = _about(entry)
         for attack, column in entry.columns.items():
-            of_groups = _lines(entry.card, column)
-            lines += [{**about, "attack": attack, **line} for line in of_groups]
-    table = pd.DataFrame(lines, columns=[*COLUMNS])
-    return table.astype({"seed": "Int64", "n": "Int64", "correct": "Int64"})
+            numbers = _numbers(entry.card, column)
+            lines = len(numbers["group"])
+            for name, value in {**about, "attack": attack}.items():
+                columns[name] += [value] * lines
+            for name, values in numbers.items():
+                columns[name] += values
+    return pd.DataFrame(columns).astype({"seed": "Int64", "n": "Int64", "correct": "Int64"})
 
 
 def _about(entry: TableEntry) -> dict[str, object]:
@@ -105,15 +108,36 @@ def _about(entry: TableEntry) -> dict[str, object]:
     }
 
 
-def _lines(card: Card, column: Column) -> Iterator[dict[str, object]]:
-    """Yield the numbers of an attack for each group of classes, and for each class."""
+def _numbers(card: Card, column: Column) -> dict[str, list[Any]]:
+    """Return the numbers of an attack for each group of classes, and then for each class, by the
+    names of their columns."""
     summary = card.summary_of(column)
     predicted = np.bincount(column.predictions, minlength=card.num_classes)
     precision = accuracies.class_precision(summary.correct, predicted)
     f1 = accuracies.class_f1(summary.correct, summary.total, predicted)
+    low, high = summary.per_class_interval
+    of_classes: dict[str, list[Any]] = {
+        "group": class_names(card),
+        "n": summary.total.tolist(),
+        "correct": summary.correct.tolist(),
+        "accuracy": summary.per_class.tolist(),
+        "low": low.tolist(),
+        "high": high.tolist(),
+        "precision": precision.tolist(),
+        "f1": f1.tolist(),
+    }
+    of_groups = [*_lines(card, summary, float(np.nanmean(f1)))]
+    return {
+        name: [line.get(name, math.nan) for line in of_groups] + values
+        for name, values in of_classes.items()
+    }
+
+
+def _lines(card: Card, summary: Summary, mean_f1: float) -> Iterator[dict[str, object]]:
+    """Yield the numbers of an attack for each group of classes."""
     images = summary.total.sum()
     balanced = _line("balanced", images, None, summary.balanced, *summary.balanced_interval)
-    yield {**balanced, "f1": np.nanmean(f1)}
+    yield {**balanced, "f1": mean_f1}
     right = summary.correct.sum()
     yield _line("plain", images, right, summary.accuracy, *summary.accuracy_interval)
     for group in THIRDS:
@@ -122,11 +146,6 @@ def _lines(card: Card, column: Column) -> Iterator[dict[str, object]]:
             interval = summary.group_intervals[group]
             yield _line(group, summary.total[labels].sum(), None, summary.groups[group], *interval)
     yield _worst_line(summary)
-    low, high = summary.per_class_interval
-    for label, name in enumerate(class_names(card)):
-        counts = summary.total[label], summary.correct[label]
-        of_class = _line(name, *counts, summary.per_class[label], low[label], high[label])
-        yield {**of_class, "precision": precision[label], "f1": f1[label]}
 
 
 def _worst_line(summary: Summary) -> dict[str, object]:
@@ -158,12 +177,14 @@ def over_seeds(scores: pd.DataFrame, *keys: str) -> pd.DataFrame:
     end at distance q from the mean moves to sqrt(q^2 + (t error)^2), with q from the mean interval
     and t the Student quantile at R - 1 degrees of freedom.
     """
-    groups = scores.drop_duplicates([*keys, "seed"]).groupby([*keys], sort=False)
+    scores = scores.drop_duplicates([*keys, "seed"])
+    groups = scores.groupby([*keys], sort=False)
     means = groups[["accuracy", "low", "high"]].agg("mean")
-    mean = groups["accuracy"].apply(lambda values: values.to_numpy().mean())
-    error = groups["accuracy"].sem()
     seeds = groups["accuracy"].size()
-    of_seeds = error * seeds.map(_student_quantile)
+    in_groups = np.argsort(groups.ngroup(), kind="stable")
+    mean = _means_of_runs(scores["accuracy"].to_numpy()[in_groups], seeds)
+    error = groups["accuracy"].sem()
+    of_seeds = error * seeds.map({number: _student_quantile(number) for number in {*seeds}})
     low = (mean - np.hypot(mean - means["low"], of_seeds)).clip(lower=0)
     high = (mean + np.hypot(means["high"] - mean, of_seeds)).clip(upper=1)
     several = seeds > 1
@@ -174,6 +195,18 @@ def over_seeds(scores: pd.DataFrame, *keys: str) -> pd.DataFrame:
         error=error,
         seeds=seeds,
     ).reset_index()
+
+
+def _means_of_runs(values: Floats, lengths: pd.Series) -> pd.Series:
+    """Return the mean of each run of values, which have these lengths, as numpy computes it; that
+    of pandas has another last digit."""
+    means = np.empty(len(lengths))
+    ends = lengths.to_numpy().cumsum()
+    for length in {*lengths}:
+        chosen = np.flatnonzero(lengths == length)
+        places = (ends[chosen] - length)[:, None] + np.arange(length)
+        means[chosen] = values[places].mean(1)
+    return pd.Series(means, lengths.index)
 
 
 def _student_quantile(seeds: int) -> float:

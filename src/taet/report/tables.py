@@ -6,7 +6,9 @@ import contextlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import pandas as pd
 
 from taet import methods
 from taet.card.column import Column
@@ -28,6 +30,10 @@ from taet.report.scores import class_names, labels_in
 
 MOST_ROWS_BESIDE = 8  # rows of results that stand side by side in a table of classes
 MOST_MISTAKES = 12
+MOST_CLASSES = 200  # in a table of classes; of more, a page has the first and the last of them
+RANGES = {0.0: "0", 0.2: "up to 20", 0.4: "20 to 40", 0.6: "40 to 60", 0.8: "60 to 80"}
+RANGES |= {1 - 1e-9: "80 to 100", 1.0: "100"}
+"""Ranges of accuracy by their ends, and their names in per cent."""
 BOLD = ("balanced", "plain", "head", "body", "tail")  # groups of which the best row is bold
 GROUPS = {"head": "head", "body": "body", "tail": "tail", "worst class": "worst"}
 NORMS = {"linf": "L∞", "l2": "L2"}
@@ -211,36 +217,68 @@ def _difference_cell(paired: Difference, most_seeds: int) -> TableCell:
     return TableCell(points(paired.value), detail)
 
 
-def classes(results: Results) -> Iterator[Table]:
-    """Yield the accuracy of each class, the class with most training images first."""
-    card = results.cards[0]
-    names = class_names(card)
+def shown_classes(results: Results) -> list[int]:
+    """Return the labels of the classes that a page shows, the class with most training images
+    first.
+
+    Of more than `MOST_CLASSES`, these are the first and the last half of them.
+    """
+    labels = list(range(results.cards[0].num_classes))
     trained = results.train_class_counts
-    counts = {TableCell("test images"): _counts(names, card.test_class_counts.tolist())}
-    labels = list(range(card.num_classes))
     if trained is not None:
-        counts = {TableCell("training images"): _counts(names, trained), **counts}
         labels.sort(key=lambda label: -trained[label])
-    rows = [names[label] for label in labels]
+    if len(labels) <= MOST_CLASSES:
+        return labels
+    half = MOST_CLASSES // 2
+    return labels[:half] + labels[-half:]
+
+
+def classes(results: Results) -> Iterator[Table]:
+    """Yield the accuracy of each class that is shown, and of many classes how many have which
+    accuracy."""
+    card = results.cards[0]
+    every_name, labels = class_names(card), shown_classes(results)
+    trained = results.train_class_counts
+    names = [every_name[label] for label in labels]
+    counts = {TableCell("test images"): _counts(names, card.test_class_counts[labels])}
+    if trained is not None:
+        of_training = _counts(names, [trained[label] for label in labels])
+        counts = {TableCell("training images"): of_training, **counts}
     shown = order(results)[:MOST_ROWS_BESIDE]
+    scores = results.scores(*every_name)
     for attack in lead_attacks(results):
-        of_class = {name: _accuracies(results, attack, name) for name in names}
+        of_attack = scores[(scores["attack"] == attack) & scores["accuracy"].notna()]
+        if len(labels) < card.num_classes:
+            yield _spread(of_attack, shown, attack)
+        of_shown = of_attack[of_attack["group"].isin(names)]
         columns = dict(counts)
         for row in shown:
             columns[TableCell(row)] = {
-                name: cells[row] for name, cells in of_class.items() if row in cells
+                line.group: _accuracy_cell(line)
+                for line in of_shown[of_shown["row"] == row].itertuples()
             }
-        columns |= _precision_and_f1(results, shown[0], attack)
-        yield Table(under(attack), columns, rows, "class")
+        columns |= _precision_and_f1(results, shown[0], attack, names)
+        yield Table(under(attack), columns, names, "class")
+
+
+def _spread(of_classes: pd.DataFrame, rows: Sequence[str], attack: str) -> Table:
+    """Return how many classes of each row have an accuracy in each of some ranges."""
+    columns = {}
+    for row in rows:
+        accuracies = of_classes.loc[of_classes["row"] == row, "accuracy"]
+        ranges = pd.cut(accuracies, [-1.0, *RANGES], labels=[*RANGES.values()])
+        cells = ranges.value_counts().items()
+        columns[TableCell(row)] = {name: TableCell(f"{count:,}") for name, count in cells}
+    return Table(f"Number of classes, {under(attack).lower()}", columns, [*RANGES.values()], "%")
 
 
 def _precision_and_f1(
-    results: Results, row: str, attack: str
+    results: Results, row: str, attack: str, names: Sequence[str]
 ) -> dict[TableCell, dict[str, TableCell]]:
-    """Return precision and F1 of each class for a row, the mean over its seeds."""
+    """Return precision and F1 of some classes for a row, the mean over its seeds."""
     table = results.table()
     table = table[(table["row"] == row) & (table["attack"] == attack)]
-    table = table.drop_duplicates(["seed", "group"])
+    table = table[table["group"].isin(names)].drop_duplicates(["seed", "group"])
     means = table.groupby("group")[["precision", "f1"]].mean()
     columns = {}
     for head, name in (("precision", "precision"), ("F1", "f1")):
@@ -310,15 +348,20 @@ def _accuracies(results: Results, attack: str, group: str = "balanced") -> dict[
     scores = scores.sort_values("accuracy", ascending=False, kind="stable")
     cells = {}
     for line in scores.itertuples():
-        interval = percent_interval(line.low, line.high)
-        deviation = percent(line.error * line.seeds**0.5) if line.seeds > 1 else ""
-        cells[line.row] = TableCell(percent(line.accuracy), interval, deviation=deviation)
+        cells[line.row] = _accuracy_cell(line)
     if group in BOLD and _measures_robustness(results.columns[attack]) and len(cells) > 1:
         best, *others = cells
         paired = [results.difference(best, other, attack, group) for other in others]
         if all(one is not None and one.significant and one.value > 0 for one in paired):
             cells[best] = cells[best]._replace(bold=True)
     return cells
+
+
+def _accuracy_cell(line: Any) -> TableCell:
+    """Return the cell of a line of `Results.scores`."""
+    interval = percent_interval(line.low, line.high)
+    deviation = percent(line.error * line.seeds**0.5) if line.seeds > 1 else ""
+    return TableCell(percent(line.accuracy), interval, deviation=deviation)
 
 
 def _measures_robustness(column: Column) -> bool:
