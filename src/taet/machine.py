@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple
 
 import torch
 
@@ -25,7 +24,7 @@ import taet
 from taet.distributed import world_size
 from taet.errors import UserError
 from taet.files import Json
-from taet.formatting import plural
+from taet.idle_cores import LOOK_SECONDS, read_ticks, threads_for, threads_given
 
 PACKAGES = ("taet", "torch", "torchvision", "numpy", "pyautoattack", "safetensors")
 
@@ -170,8 +169,7 @@ def interruption(stop: threading.Event | None = None) -> Iterator[threading.Even
             signal.signal(number, handler)
 
 
-# the kernel counts in hundredths; for an attack, and for a whole training
-LOOK_SECONDS, LONG_LOOK_SECONDS = 0.2, 1.0
+LONG_LOOK_SECONDS = 1.0  # for a whole training
 ENOUGH_SECONDS, FEWEST, MOST = 1.0, 2, 12  # of the steps that are timed; the first one fills caches
 
 
@@ -185,51 +183,10 @@ def idle_threads(seconds: float = LOOK_SECONDS) -> tuple[int, str]:
     most = torch.get_num_threads()
     with contextlib.suppress(OSError, AttributeError):
         if most > 1 and not threads_given():
-            before = _ticks()
+            before = read_ticks()
             time.sleep(seconds)
-            return threads_for(most, len(os.sched_getaffinity(0)), before, _ticks())
+            return threads_for(most, len(os.sched_getaffinity(0)), before, read_ticks())
     return most, ""
-
-
-def threads_given() -> bool:
-    """Whether OMP_NUM_THREADS sets the number of threads."""
-    return os.environ.get("OMP_NUM_THREADS", "").isdecimal()
-
-
-class Ticks(NamedTuple):
-    """Clock ticks of cores: all, and those that new work could have had."""
-
-    total: int
-    free: int
-
-
-def threads_for(most: int, cores: int, before: Ticks, after: Ticks) -> tuple[int, str]:
-    """Return what `idle_threads` returns, from two readings of the ticks of `cores` cores."""
-    total = after.total - before.total
-    free_cores = cores * (after.free - before.free) / max(total, 1)
-    threads = max(1, min(most, round(free_cores)))
-    if not total or threads >= most:
-        return most, ""
-    busy = f"others use {cores - free_cores:.1f} of {cores} cores"
-    return threads, f"machine busy: {busy}, {plural(threads, 'thread')}"
-
-
-def _ticks() -> Ticks:
-    """Return the clock ticks of our cores since the machine started."""
-    ours = {f"cpu{core}" for core in os.sched_getaffinity(0)}
-    # Columns, see man 5 proc_stat: user, nice, system, idle, iowait, irq, softirq, steal.
-    nice, idle, waiting = 1, 3, 4
-    usable = [idle, waiting]
-    if os.nice(0) <= 0:  # a nice program gives way, unless we are nice too
-        usable.append(nice)
-    total, free = 0, 0
-    for line in Path("/proc/stat").read_text().splitlines():
-        name, *columns = line.split()
-        if name in ours:
-            ticks = [int(column) for column in columns[:8]]
-            total += sum(ticks)
-            free += sum(ticks[column] for column in usable)
-    return Ticks(total, free)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from typing import TypeVar
 from rich import progress as rich_progress
 from rich.console import Console
 
-from taet.formatting import clock
+from taet.formatting import clock, duration
 
 Progress = Callable[[float, float, str], None]
 """Called as progress(done, total, label). Attacks count passes of an image through the model."""
@@ -65,11 +65,16 @@ def reporting_to(report: Progress | None) -> Iterator[None]:
 
 
 def counted(items: Iterable[T], total: int, text: str) -> Iterator[T]:
-    """Yield the items; if they take longer than a moment, report how many of `total` are done."""
-    report, due, shown = _report.get(), time.monotonic() + QUIET_SECONDS, False
+    """Yield the items; if they take longer than a moment, report how many of `total` are done, and
+    first how long all of them will take, from those that are done."""
+    begun = time.monotonic()
+    report, due, shown = _report.get(), begun + QUIET_SECONDS, False
     for done, item in enumerate(items, 1):
         yield item
         if report is not None and time.monotonic() >= due:
+            if not shown:
+                expected = duration((time.monotonic() - begun) * total / done)
+                report(done, total, f"{total:,} {text}: {expected}\n")
             report(done, total, text)
             due, shown = time.monotonic() + TELL_SECONDS, True
     if report is not None and shown:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from taet import machine as pace
-from taet.machine import Ticks
+from taet.idle_cores import Ticks, threads_for
 from taet.run.folder import RunFolder
 from taet.settings import Run
 from taet.training import prepare, resume, train
@@ -43,10 +43,10 @@ def test_a_few_steps_tell_how_long_an_epoch_takes(
     ],
 )
 def test_new_work_takes_the_cores_that_are_idle(idle: int, expected: tuple[int, str]) -> None:
-    threads, why = pace.threads_for(8, 8, Ticks(1000, 500), Ticks(1160, 500 + idle))
+    threads, why = threads_for(8, 8, Ticks(1000, 500), Ticks(1160, 500 + idle))
     assert (threads, why.removeprefix("machine busy: others use ")) == expected
     # a system that does not count
-    assert pace.threads_for(8, 8, Ticks(1000, 500), Ticks(1000, 500)) == (8, "")
+    assert threads_for(8, 8, Ticks(1000, 500), Ticks(1000, 500)) == (8, "")
 
 
 @pytest.mark.full
@@ -56,7 +56,7 @@ def test_a_run_that_begins_on_a_busy_machine_keeps_its_threads(
     ticks = [Ticks(0, 0), Ticks(100, 50)]
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(pace.os, "sched_getaffinity", lambda _: {0, 1})
-    monkeypatch.setattr(pace, "_ticks", lambda: ticks.pop(0))
+    monkeypatch.setattr(pace, "read_ticks", lambda: ticks.pop(0))
     run = tiny("at", {"training.threads": None, "training.epochs": 1})
     with pace.using(2):
         plan, _ = prepare.prepare(run)

@@ -19,7 +19,8 @@ from taet.experiments.grid import Cell, Grid, Outcome, cells_of, parse, read
 from taet.experiments.slurm import submit
 from taet.files import check_output, lock, make_folder
 from taet.formatting import plural
-from taet.machine import idle_threads, threads_given
+from taet.idle_cores import threads_given
+from taet.machine import idle_threads
 from taet.progress import is_watched, say
 from taet.report import write
 from taet.report.read_cards import write_title
