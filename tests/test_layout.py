@@ -23,7 +23,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # model knows no data, a loss no model, an attack no model but as a function.
 LEAVES = {
     *("errors", "files", "flags", "formatting", "randomness", "registry", "progress"),
-    *("distributed", "machine", "metrics", "network", "settings"),
+    *("distributed", "idle_cores", "machine", "metrics", "network", "settings"),
 }
 LEARNED = {"data", "own_data", "models", "losses", "attacks", "methods"}
 FOLDERS: dict[str, set[str]] = {
@@ -46,7 +46,8 @@ FOLDERS: dict[str, set[str]] = {
 LEAF_IMPORTS = {
     "distributed": {"errors"},
     "files": {"errors"},
-    "machine": {"__version__", "distributed", "errors", "files", "formatting"},
+    "idle_cores": {"formatting"},
+    "machine": {"__version__", "distributed", "errors", "files", "idle_cores"},
     "registry": {"errors", "files"},
     "metrics": {"errors"},
     "network": {"errors", "formatting"},

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from taet import progress
-from taet.data import image_files, reading
+from taet.data import image_files, load, reading, sources
 from taet.data.image_files import decode_where_possible, survey
 from taet.errors import UserError
 from taet.progress import counted, reporting_to
@@ -118,6 +118,48 @@ def test_a_process_that_is_killed_is_named(
         worker.kill()
     with pytest.raises(UserError, match=r"has ended with status -9; allowed: OMP_NUM_THREADS=1"):
         list(decoded)
+
+
+@pytest.fixture
+def folder(cached: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of two classes with ten images each, which count as many."""
+    monkeypatch.setattr(sources, "MANY_FILES", 20)
+    draws, whole = np.random.default_rng(0), cached.parent / "folder"
+    for number in range(20):
+        place = whole / "ab"[number % 2] / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draws.integers(0, 256, (6, 6, 3), np.uint8)).save(place)
+    return whole
+
+
+def refuse_to_decode(*_: object, **__: object) -> None:
+    raise AssertionError
+
+
+def test_many_files_are_decoded_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = load(f"folder:{folder}", seed=0)
+    plain = load(f"folder:{folder}", seed=0, storage="memory")
+    assert first.train.sha256 == plain.train.sha256
+    assert not isinstance(first.train.images, np.memmap)
+    monkeypatch.setattr(image_files, "decode_where_possible", refuse_to_decode)
+    again = load(f"folder:{folder}", seed=1)
+    assert {split.images.shape[0] for split in again.splits.values()} == {16, 4}
+    assert again.train.sha256 != first.train.sha256
+
+
+def test_a_file_that_has_changed_is_decoded_again(folder: Path) -> None:
+    first = load(f"folder:{folder}", seed=0)
+    for path in folder.rglob("*.png"):
+        Image.new("RGB", (6, 6), (1, 2, 3)).save(path)
+    assert (load(f"folder:{folder}", seed=0).train.images == [1, 2, 3]).all()
+    assert (first.train.images != [1, 2, 3]).any()
+
+
+def test_without_a_cache_that_can_be_written_files_are_decoded_each_time(
+    folder: Path, cached: Path
+) -> None:
+    cached.write_bytes(b"no folder")
+    assert len(load(f"folder:{folder}", seed=0).train) == 16
 
 
 INTERRUPTED = """

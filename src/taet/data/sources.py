@@ -1,6 +1,7 @@
 """Loading data sets by name: find the source, choose images, read and resize them; preparing
 official files."""
 
+import contextlib
 import hashlib
 import math
 import os
@@ -29,7 +30,7 @@ from taet.data.image_files import PILLOW, ImageFiles, resized
 from taet.data.long_tail import PROFILES
 from taet.data.notes import OfTraining, Repeated
 from taet.data.splits import BALANCED_SMALL, VALIDATION, select
-from taet.data.storage import PIECE, Pixels, kept, on_disk
+from taet.data.storage import PIECE, Pixels, is_kept, kept, on_disk
 from taet.errors import UserError, nearest, unknown
 from taet.formatting import join_words
 from taet.metrics.accuracies import Ints
@@ -37,6 +38,7 @@ from taet.progress import Progress
 from taet.settings import Data, from_json, option
 from taet.settings.arguments import checked_arguments
 
+MANY_FILES = 2000  # from so many image files on, they are decoded once, into the cache
 FILE_SOURCES = ("folder", "csv", "hf")
 PATH_SOURCES = (*FILE_SOURCES, "npz")
 # fields of `Data` that choose no images
@@ -147,9 +149,30 @@ def facts(data: Data) -> DataFacts | None:
     return DataFacts.of(select(found.splits, data)[0], shape)
 
 
+def _decoded_once(part: Part, data: Data) -> Pixels | ImageFiles:
+    """Return the images of a part, those of many files as a file of the cache, which is written
+    once.
+
+    That is done where the part has half of the files, and fits into memory; larger ones have files
+    of their own. Without a cache that can be written, files are decoded each time.
+    """
+    images = part.images
+    if not isinstance(images, ImageFiles) or data.storage != "auto":
+        return images
+    count, *pixels = images.shape
+    if count < MANY_FILES or on_disk(len(part) * math.prod(pixels), data.storage):
+        return images
+    key = images.key
+    if 2 * len(part) >= count or is_kept(images.shape, key):
+        # also an image that cannot be read, which is then named where the part is read
+        with contextlib.suppress(UserError):
+            return kept(images.read(None), images.shape, key)
+    return images
+
+
 def read_images(part: Part, data: Data) -> Pixels:
     """Return the images of a part, resized as `data` says, in memory or mapped from disk."""
-    images, size = part.images, data.size
+    images, size = _decoded_once(part, data), data.size
     _, height, width, channels = images.shape
     fits = size is None or (height, width) == (size, size)
     blocks: Iterator[Pixels]

@@ -99,6 +99,11 @@ def kept(blocks: Iterable[Pixels], shape: ArrayShape, key: str) -> Pixels:
     return mapped(f"{key}\t{shape}", write)
 
 
+def is_kept(shape: ArrayShape, key: str) -> bool:
+    """Whether the cache has the images of this shape and key."""
+    return _cache_file(f"{key}\t{shape}").is_file()
+
+
 def cache_folder() -> Path:
     """Return the folder of files that can be made again: TAET_CACHE, or ~/.cache/taet."""
     return Path(os.environ.get("TAET_CACHE") or "~/.cache/taet").expanduser()
@@ -107,10 +112,14 @@ def cache_folder() -> Path:
 def mapped(key: str, write: Callable[[IO[bytes]], object]) -> Pixels:
     """Return the array in the cache's .npy file for `key`, mapped; a missing file is first written
     by `write`."""
-    path = cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()}.npy"
+    path = _cache_file(key)
     if not path.is_file():
         make_folder(path.parent)
         with replacing(path) as file:  # not mapped: a full disk would end the process
             write(file)
     with reading(path, "delete it, and run the same command again"):
         return npy.open_memmap(path, "r")
+
+
+def _cache_file(key: str) -> Path:
+    return cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()}.npy"
