@@ -22,14 +22,14 @@ from taet.errors import UserError
 
 AT_ONCE = 16  # files of one request: also the most that an interruption waits for
 SERVE = "from taet.data.reading import serve; serve()"
-Result = TypeVar("Result")
-Request = tuple[Callable[[Path], Any], Sequence[Path], tuple[int | None, bool]]
+Answer = TypeVar("Answer")
+ReadRequest = tuple[Callable[[Path], Any], Sequence[Path], tuple[int | None, bool]]
 """The work, its files, and Pillow's settings: see `_pillow_settings`."""
 
 
 def in_processes(
-    work: Callable[[Path], Result], files: Sequence[Path], processes: int
-) -> Iterator[Result]:
+    work: Callable[[Path], Answer], files: Sequence[Path], processes: int
+) -> Iterator[Answer]:
     """Yield `work(file)` of every file in order, computed by new processes; `work` can be
     pickled."""
     workers = [_start() for _ in range(processes)]
@@ -37,14 +37,14 @@ def in_processes(
     for worker in workers:
         idle.put(worker)
 
-    def ask(some: Sequence[Path]) -> list[Result]:
+    def ask(some: Sequence[Path]) -> list[Answer]:
         worker = idle.get()
         assert worker.stdin is not None
         assert worker.stdout is not None
         try:
             pickle.dump((work, some, _pillow_settings()), worker.stdin)
             worker.stdin.flush()
-            results: list[Result] = pickle.load(worker.stdout)
+            results: list[Answer] = pickle.load(worker.stdout)
         except (EOFError, OSError) as error:
             raise UserError(
                 f"a process that reads images has ended with status {worker.wait()}; allowed: "
@@ -89,7 +89,7 @@ def serve() -> None:
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     while True:
         try:
-            request: Request = pickle.load(requests)
+            request: ReadRequest = pickle.load(requests)
         except EOFError:
             return
         work, files, settings = request
