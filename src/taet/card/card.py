@@ -149,7 +149,7 @@ class Card(CardPart):
                 f"images row: got {max(rows)}; allowed: 0 to {len(self.labels) - 1}, a test image"
             )
 
-    @cached_property
+    @property
     def class_names(self) -> tuple[str, ...]:
         return tuple(self.data["class_names"])
 

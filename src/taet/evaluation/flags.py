@@ -556,7 +556,8 @@ def _class_without_test_images(card: Card) -> SentenceValues | None:
 )
 def _few_images_per_class(card: Card) -> SentenceValues | None:
     counts = card.test_class_counts
-    few = [card.class_names[label] for label in accuracies.few_images(counts) if counts[label]]
+    names = card.class_names  # once: a card makes them of its description
+    few = [names[label] for label in accuracies.few_images(counts) if counts[label]]
     if not few:
         return None
     return {"few": len(few), "classes": card.num_classes, "names": join_words(few, most=3)}

@@ -1,5 +1,6 @@
 """The numbers of result cards as a tidy table, by group of classes, and their means over seeds."""
 
+import functools
 import math
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -182,9 +183,10 @@ def over_seeds(scores: pd.DataFrame, *keys: str) -> pd.DataFrame:
     means = groups[["accuracy", "low", "high"]].agg("mean")
     seeds = groups["accuracy"].size()
     in_groups = np.argsort(groups.ngroup(), kind="stable")
-    mean = _means_of_runs(scores["accuracy"].to_numpy()[in_groups], seeds)
+    accuracies_in_groups = scores["accuracy"].to_numpy()[in_groups]
+    mean = pd.Series(_means_of_runs(accuracies_in_groups, seeds.to_numpy()), seeds.index)
     error = groups["accuracy"].sem()
-    of_seeds = error * seeds.map({number: _student_quantile(number) for number in {*seeds}})
+    of_seeds = error * seeds.map(_student_quantile)
     low = (mean - np.hypot(mean - means["low"], of_seeds)).clip(lower=0)
     high = (mean + np.hypot(means["high"] - mean, of_seeds)).clip(upper=1)
     several = seeds > 1
@@ -197,17 +199,18 @@ def over_seeds(scores: pd.DataFrame, *keys: str) -> pd.DataFrame:
     ).reset_index()
 
 
-def _means_of_runs(values: Floats, lengths: pd.Series) -> pd.Series:
+def _means_of_runs(values: Floats, lengths: Ints) -> Floats:
     """Return the mean of each run of values, which have these lengths, as numpy computes it; that
     of pandas has another last digit."""
     means = np.empty(len(lengths))
-    ends = lengths.to_numpy().cumsum()
-    for length in {*lengths}:
+    ends = lengths.cumsum()
+    for length in np.unique(lengths):
         chosen = np.flatnonzero(lengths == length)
         places = (ends[chosen] - length)[:, None] + np.arange(length)
         means[chosen] = values[places].mean(1)
-    return pd.Series(means, lengths.index)
+    return means
 
 
+@functools.cache
 def _student_quantile(seeds: int) -> float:
     return student_quantile(1 - LEVEL, seeds - 1) if seeds > 1 else math.nan

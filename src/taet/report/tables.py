@@ -240,7 +240,7 @@ def classes(results: Results) -> Iterator[Table]:
     every_name, labels = class_names(card), shown_classes(results)
     trained = results.train_class_counts
     names = [every_name[label] for label in labels]
-    counts = {TableCell("test images"): _counts(names, card.test_class_counts[labels])}
+    counts = {TableCell("test images"): _counts(names, card.test_class_counts[labels].tolist())}
     if trained is not None:
         of_training = _counts(names, [trained[label] for label in labels])
         counts = {TableCell("training images"): of_training, **counts}
