@@ -179,7 +179,10 @@ def test_a_run_shows_where_it_comes_from_and_its_warnings(of_run: Page, run: Pat
 
 
 def test_a_single_model_is_compared_with_none(of_run: Page) -> None:
-    assert re.search(r"Under \S+, at keeps a balanced accuracy of", of_run.text)
+    # at chance or above, as the machine rounds
+    assert re.search(
+        r"Under \S+, (.*above chance.*: )?at keeps a balanced accuracy of", of_run.text
+    )
     assert not any("**" in cell for row in of_run.tables["Balanced accuracy"] for cell in row)
     assert "Differences" not in of_run.text
 
