@@ -16,8 +16,9 @@ from typing_extensions import TypedDict  # that of typing is known to pydantic f
 from taet.attacks.ball import Norm
 from taet.card import text
 from taet.card.column import CardPart, Column, PackedLabels, Stored
+from taet.card.consistency import check_classes, check_columns, check_images
 from taet.card.description import DESCRIPTIONS, check_description, with_notes
-from taet.card.facts import ModelFacts
+from taet.card.facts import ModelFacts, facts_of_probe
 from taet.card.images import CardImages
 from taet.card.retired import LAST_SCHEMA, with_retired_numbers
 from taet.card.summary import Summary, disagreements
@@ -26,9 +27,9 @@ from taet.data.notes import note_to_json
 from taet.errors import UserError, exception_text, prefix_errors, shortened, unknown
 from taet.files import SEAL, Json, check_seal, read_json, seal, write_json
 from taet.formatting import format_radius
-from taet.metrics.accuracies import Ints
+from taet.metrics.intervals import Ints
 from taet.run.folder import RunFolder
-from taet.settings.types import ModelName, check_value, hints, refused
+from taet.settings.types import ModelName, refused
 
 KIND, SCHEMA = "taet result card", 4
 MOST_BYTES = 2**29  # of the largest card file: with 1,000 classes a column takes 6 MB
@@ -97,57 +98,11 @@ class Card(CardPart):
         for part in DESCRIPTIONS:
             check_description(part, getattr(self, part))
         _ = self.facts  # refuses a wrong type
-        self._check_classes()
-        names = [column.name for column in self.columns]
-        if len(set(names)) < len(names):
-            raise UserError(f"columns: got {', '.join(names)}; allowed: each attack once")
-        for column in self.columns:
-            self._check_column(column)
+        check_classes(self.labels, self.num_classes, self.data.get("train_class_counts"))
+        check_columns(self.columns, self.labels)
         if self.images is not None:
-            self._check_images(self.images)
+            check_images(self.images, self.columns, len(self.labels))
         return self
-
-    def _check_classes(self) -> None:
-        """Refuse training counts and labels of other classes than those that are named."""
-        counts = self.data.get("train_class_counts")
-        if counts is not None and len(counts) != self.num_classes:
-            raise UserError(
-                f"data train_class_counts: got {len(counts)}; allowed: {self.num_classes}, one per "
-                "class"
-            )
-        if len(self.labels) and self.labels.max() >= self.num_classes:
-            raise UserError(
-                f"labels: got {self.labels.max()}; allowed: 0 to {self.num_classes - 1}, one per "
-                "class name"
-            )
-
-    def _check_column(self, column: Column) -> None:
-        """Refuse a column of other images, or whose mask is not where its predictions are right."""
-        for array in (column.predictions, column.correct, *column.parts.values()):
-            if array.shape != self.labels.shape:
-                raise UserError(
-                    f"column '{column.name}': has not one entry for each of {len(self.labels)} "
-                    "images"
-                )
-        right = column.predictions == self.labels
-        if (column.correct != right).any():
-            raise UserError(
-                f"column '{column.name}' correct: does not agree with its predictions and the "
-                "labels"
-            )
-
-    def _check_images(self, images: CardImages) -> None:
-        """Refuse images of an attack or of test images that the card does not have."""
-        names = [column.name for column in self.columns]
-        if images.attack not in names or self.clean is None:
-            raise UserError(
-                f"images attack: got '{images.attack}'; allowed: a column of the card, beside clean"
-            )
-        rows = [image.row for image in images.images]
-        if max(rows) >= len(self.labels):
-            raise UserError(
-                f"images row: got {max(rows)}; allowed: 0 to {len(self.labels) - 1}, a test image"
-            )
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -165,16 +120,7 @@ class Card(CardPart):
     @cached_property
     def facts(self) -> ModelFacts | None:
         """The facts of the probe, typed; None if nothing was attacked."""
-        types = hints(ModelFacts)
-        known = {name: value for name, value in self.probe.items() if name in types}
-        if not known:
-            return None
-        for name, value in known.items():
-            check_value(f"probe {name}", value, types[name])
-            if "correct" in name and value > known.get("images", value):
-                images = known["images"]
-                raise UserError(f"probe {name}: got {value}; allowed: at most {images}, its images")
-        return ModelFacts(**{**known, "batch_size": self.batch_size})
+        return facts_of_probe(self.probe, self.batch_size)
 
     @property
     def deviations(self) -> tuple[str, ...]:
@@ -278,14 +224,7 @@ class Card(CardPart):
     @classmethod
     def from_json(cls, stored: Any, *, sealed: bool = True) -> Self:
         """Rebuild a card from the output of `to_json`, in this schema or an older one."""
-        if not isinstance(stored, Mapping) or stored.get("kind") != KIND:
-            raise UserError("not a result card")
-        schema = stored.get("schema")
-        if type(schema) is not int or not 1 <= schema <= SCHEMA:
-            hint = "; update taet" if type(schema) is int and schema > SCHEMA else ""
-            raise UserError(
-                f"schema: got {shortened(repr(schema), 60)}; allowed: 1 to {SCHEMA}{hint}"
-            )
+        _check_schema(stored)
         fields = {name: value for name, value in stored.items() if name != "sealed"}
         try:
             card = cls(**fields, sealed=sealed)
@@ -326,6 +265,16 @@ class Card(CardPart):
         lines += [f"leaves the protocol: {deviation}" for deviation in self.deviations]
         lines += [f"! {flag['text']}" for flag in self.flags]
         return "\n".join(lines)
+
+
+def _check_schema(stored: Any) -> None:
+    """Refuse JSON of something else, or of a schema that this version does not know."""
+    if not isinstance(stored, Mapping) or stored.get("kind") != KIND:
+        raise UserError("not a result card")
+    schema = stored.get("schema")
+    if type(schema) is not int or not 1 <= schema <= SCHEMA:
+        hint = "; update taet" if type(schema) is int and schema > SCHEMA else ""
+        raise UserError(f"schema: got {shortened(repr(schema), 60)}; allowed: 1 to {SCHEMA}{hint}")
 
 
 ResultCard = Card

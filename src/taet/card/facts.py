@@ -5,7 +5,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from taet.settings.types import NonNegative, StoredCount
+from taet.errors import UserError
+from taet.files import Json
+from taet.settings.types import NonNegative, StoredCount, check_value, hints
 
 # of REAT's adaptive attack, which showed that RoBal masks gradients; here the gap after scaling
 LOGIT_FACTOR = 10.0
@@ -68,3 +70,18 @@ class ModelFacts:
         It scales `logit_gap` to 10, and is 10 if that is 0.
         """
         return LOGIT_FACTOR / self.logit_gap if self.logit_gap > 0 else LOGIT_FACTOR
+
+
+def facts_of_probe(stored: Json, batch_size: int) -> ModelFacts | None:
+    """Return the facts that a card stores of its probe; None if it has none, as where nothing was
+    attacked. Fields of other versions are left out, a wrong value is a `UserError`."""
+    types = hints(ModelFacts)
+    known = {name: value for name, value in stored.items() if name in types}
+    if not known:
+        return None
+    for name, value in known.items():
+        check_value(f"probe {name}", value, types[name])
+        images = known.get("images", value)
+        if "correct" in name and value > images:
+            raise UserError(f"probe {name}: got {value}; allowed: at most {images}, its images")
+    return ModelFacts(**{**known, "batch_size": batch_size})

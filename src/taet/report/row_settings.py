@@ -59,11 +59,15 @@ def rules_of(model: Values, training: Values) -> list[str]:
     These are "best-validation" and "last" if the best epoch is the last one, unless SWA averaged
     the last weights.
     """
-    rule = str(model.get("selection") or training.get("selection"))
-    if rule == "best-validation" and training.get("selection") == "last":
+    of_training = training.get("selection")
+    rule = str(model.get("selection") or of_training)
+    if rule != "best-validation":
+        return [rule]
+    if of_training == "last":
         return []  # another rule measures another curve, with another best epoch
-    is_last = model.get("epoch") == training.get("epochs") and training.get("swa", 1.0) == 1.0
-    return [rule, "last"] if rule == "best-validation" and is_last else [rule]
+    best_is_last = model.get("epoch") == training.get("epochs")
+    averaged = training.get("swa", 1.0) != 1.0
+    return [rule, "last"] if best_is_last and not averaged else [rule]
 
 
 def _selection_rules(cards: Sequence[Card]) -> list[str]:

@@ -7,6 +7,7 @@ shows the same words.
 
 import dataclasses
 import functools
+import math
 import re
 import types
 import typing
@@ -100,9 +101,9 @@ class OnlyWith:
         parts = []
         for name, values in self.others.items():
             word = label if name == "name" and label else name.replace("_", " ")
-            parts.append(
-                word if values in ((True,), (...,)) else f"{word} {' or '.join(map(str, values))}"
-            )
+            if values not in ((True,), (...,)):
+                word += f" {' or '.join(map(str, values))}"
+            parts.append(word)
         return f"with {' or '.join(parts)} only"
 
 
@@ -181,39 +182,55 @@ class Settings(BaseModel):
     def _in_one_line(cls, data: object, build: Callable[[object], Self]) -> Self:
         if not isinstance(data, Mapping):
             return build(data)
-        values = {
-            name: to_python(value)
-            for name, value in data.items()
-            if cls.retired.get(name, data) != value
-        }
-        for name, value in values.items():
-            if not isinstance(name, str):
-                raise unknown(f"field of {cls.__name__}", repr(name), cls.model_fields)
-            what = name.replace("_", " ")
-            if name in cls.retired and name not in cls.model_fields:
-                owner = cls.label or cls.__name__.lower()
-                raise UserError(
-                    f"{owner} {what}: got {got_text(value)}; this setting has left, see "
-                    "CHANGELOG.md"
-                )
-            if isinstance(value, str) and UNWRITABLE.search(value) and name in cls.model_fields:
-                raise wrong(what, value, hints(cls)[name], cls.label)
+        values = cls._checked_names(data)
         try:
             built = build(values)
         except ValidationError as error:
             raise refused(error, cls, cls.label) from None
-        for name, field in cls.model_fields.items():
-            if isinstance(given := values.get(name), int | tuple) and given == getattr(built, name):
+        for name in cls.model_fields:
+            given = values.get(name)
+            if isinstance(given, int | tuple) and given == getattr(built, name):
                 # 1 stays 1 in a field of float: hashes of runs depend on it
                 built.__dict__[name] = given
-            value = getattr(built, name)
-            for mark in field.metadata:
-                if isinstance(mark, OnlyWith) and value != field.default and not mark.holds(built):
-                    what = field.title or f"{cls.label} {name.replace('_', ' ')}".strip()
-                    raise UserError(
-                        f"{what}: got {got_text(value)}; allowed: {mark.text(cls.label)}"
-                    )
+        built._refuse_idle_fields()
         return built
+
+    @classmethod
+    def _checked_names(cls, data: Mapping[Any, Any]) -> dict[str, Any]:
+        """Return the given fields without retired ones that have their default; refuse other
+        retired ones, names that are no text, and text that no file can hold."""
+        values = {
+            name: to_python(value)
+            for name, value in data.items()
+            if name not in cls.retired or cls.retired[name] != value
+        }
+        for name, value in values.items():
+            if not isinstance(name, str):
+                raise unknown(f"field of {cls.__name__}", repr(name), cls.model_fields)
+            words = name.replace("_", " ")
+            is_field = name in cls.model_fields
+            if name in cls.retired and not is_field:
+                owner = cls.label or cls.__name__.lower()
+                raise UserError(
+                    f"{owner} {words}: got {got_text(value)}; this setting has left, see "
+                    "CHANGELOG.md"
+                )
+            if is_field and isinstance(value, str) and UNWRITABLE.search(value):
+                raise wrong(words, value, hints(cls)[name], cls.label)
+        return values
+
+    def _refuse_idle_fields(self) -> None:
+        """Refuse a changed field that has no effect beside the other settings (`OnlyWith`)."""
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if value == field.default:
+                continue
+            for mark in field.metadata:
+                if isinstance(mark, OnlyWith) and not mark.holds(self):
+                    words = field.title or f"{self.label} {name.replace('_', ' ')}".strip()
+                    raise UserError(
+                        f"{words}: got {got_text(value)}; allowed: {mark.text(self.label)}"
+                    )
 
     @classmethod
     def default(cls, name: str) -> Any:
@@ -228,20 +245,22 @@ class Settings(BaseModel):
 def to_python(value: Any) -> Any:
     """Return a value with NumPy numbers as Python numbers and lists as tuples, at any depth."""
     if type(value) in (list, tuple):
-        return tuple(map(to_python, value))
+        return tuple(to_python(item) for item in value)
     if type(value) is dict:
         return {key: to_python(item) for key, item in value.items()}
-    return value.item() if isinstance(value, Number) and hasattr(value, "item") else value
+    if isinstance(value, Number) and hasattr(value, "item"):
+        return value.item()
+    return value
 
 
 def leaves(hint: Any, marks: tuple[Any, ...] = ()) -> list[tuple[Any, tuple[Any, ...]]]:
     """Return the alternatives of a type, each with its annotations."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
-        own = (
-            mark.metadata if isinstance(mark, FieldInfo) else [mark] for mark in hint.__metadata__
-        )
-        return leaves(arguments[0], (*(mark for group in own for mark in group), *marks))
+        own: list[Any] = []
+        for mark in hint.__metadata__:
+            own += mark.metadata if isinstance(mark, FieldInfo) else [mark]
+        return leaves(arguments[0], (*own, *marks))
     if origin in (typing.Union, types.UnionType):
         return [leaf for argument in arguments for leaf in leaves(argument, marks)]
     if origin in (typing.Required, typing.NotRequired):
@@ -255,10 +274,10 @@ def hints(kind: Any) -> dict[str, Any]:
     annotations."""
     if hasattr(kind, "model_fields"):
         return {name: field.rebuild_annotation() for name, field in kind.model_fields.items()}
-    found = typing.get_type_hints(kind, include_extras=True) if isinstance(kind, type) else {}
-    if dataclasses.is_dataclass(kind):
-        return {field.name: found[field.name] for field in dataclasses.fields(kind)}
-    return found if is_typeddict(kind) else {}
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        of_names = typing.get_type_hints(kind, include_extras=True)
+        return {field.name: of_names[field.name] for field in dataclasses.fields(kind)}
+    return typing.get_type_hints(kind, include_extras=True) if is_typeddict(kind) else {}
 
 
 WORDS: dict[Any, str] = {
@@ -277,13 +296,14 @@ def listed_kind(marks: tuple[Any, ...]) -> registry.Kind | None:
 
 def choices(hint: Any) -> list[str]:
     """Return the texts between which a type lets users choose."""
-    found: list[str] = []
+    texts: list[str] = []
     for kind, marks in leaves(hint):
         if typing.get_origin(kind) is Literal:
-            found += map(str, typing.get_args(kind))
-        if listed := listed_kind(marks):
-            found += registry.entries(listed)
-    return found
+            texts += map(str, typing.get_args(kind))
+        listed = listed_kind(marks)
+        if listed is not None:
+            texts += registry.entries(listed)
+    return texts
 
 
 def _type_text(kind: Any, marks: tuple[Any, ...]) -> str:
@@ -293,39 +313,51 @@ def _type_text(kind: Any, marks: tuple[Any, ...]) -> str:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         return ", ".join(map(str, arguments))
-    if origin is tuple and (item := leaves(arguments[0])[0][0]) in WORDS:
-        return (
-            f"{'' if ... in arguments else f'{len(arguments)} '}{WORDS[item].removeprefix('a ')}s"
-        )
-    return "a list" if origin in (list, tuple) else WORDS.get(kind, "an object")
+    if origin is tuple:
+        item, _ = leaves(arguments[0])[0]
+        if item in WORDS:
+            items = WORDS[item].removeprefix("a ") + "s"
+            return items if ... in arguments else f"{len(arguments)} {items}"
+    if origin in (list, tuple):
+        return "a list"
+    return WORDS.get(kind, "an object")
+
+
+LIMITS = {"gt": "above {}", "ge": "{} or more", "lt": "below {}", "le": "up to {}"}
 
 
 def bounds_of(kind: Any, marks: tuple[Any, ...], value: object = None) -> str:
     """Return the bounds of an alternative of a type in words: `0 to 1`, `1 or more`, `above 0,
     below 1`."""
-    found = {
-        name: getattr(mark, name)
-        for mark in marks
-        for name in ("gt", "ge", "lt", "le")
-        if hasattr(mark, name)
-    }
-    if found.get("le", 0) >= LARGEST and not (
-        isinstance(value, int | float) and value > found["le"]
-    ):
-        del found["le"]
-    if "gt" in found:
-        found.pop("ge", None)  # a field may narrow the bounds of its type
-    if {*found} == {"ge", "le"}:
-        parts = [f"{found['ge']} to {found['le']}"]
+    limits = _limits(marks)
+    exceeds = isinstance(value, int | float) and value > limits.get("le", math.inf)
+    if limits.get("le", 0) >= LARGEST and not exceeds:
+        del limits["le"]
+    if "gt" in limits:
+        limits.pop("ge", None)  # a field may narrow the bounds of its type
+    if limits.keys() == {"ge", "le"}:
+        parts = [f"{limits['ge']} to {limits['le']}"]
     else:
-        texts = {"gt": "above {}", "ge": "{} or more", "lt": "below {}", "le": "up to {}"}
-        parts = [text.format(found[name]) for name, text in texts.items() if name in found]
-    if typing.get_origin(kind) is tuple and (
-        each := bounds_of(*leaves(typing.get_args(kind)[0])[0])
-    ):
-        parts = [f"each {each}"]
+        parts = [text.format(limits[name]) for name, text in LIMITS.items() if name in limits]
+    if typing.get_origin(kind) is tuple:
+        item, item_marks = leaves(typing.get_args(kind)[0])[0]
+        of_item = bounds_of(item, item_marks)
+        if of_item:
+            parts = [f"each {of_item}"]
     parts += [f"at least {mark.min_length}" for mark in marks if hasattr(mark, "min_length")]
-    return ", ".join([*parts, *(mark.text for mark in marks if isinstance(mark, Note | Rule))])
+    parts += [mark.text for mark in marks if isinstance(mark, Note | Rule)]
+    return ", ".join(parts)
+
+
+def _limits(marks: tuple[Any, ...]) -> dict[str, float]:
+    """Return the bounds among the annotations of a type, by their names in `LIMITS`; of several of
+    one name, the last."""
+    limits: dict[str, float] = {}
+    for mark in marks:
+        for name in LIMITS:
+            if hasattr(mark, name):
+                limits[name] = getattr(mark, name)
+    return limits
 
 
 def allowed_text(hint: Any, value: object = None) -> str:
@@ -341,13 +373,9 @@ def allowed_text(hint: Any, value: object = None) -> str:
 
 def got_text(value: object) -> str:
     """Return a refused value in the form that messages use."""
-    return (
-        f"{value:g}"
-        if isinstance(value, float)
-        else "none"
-        if value == ()
-        else shortened(repr(value))
-    )
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "none" if value == () else shortened(repr(value))
 
 
 def wrong(what: str, value: object, hint: Any, label: str = "") -> UserError:
