@@ -4,6 +4,7 @@ differs from the paper."""
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -174,26 +175,36 @@ def _columns(item: Item, scale: Scale, shown: Sequence[Shown]) -> list[tuple[str
 
 def _said(column: tuple[str, str], value: float | None) -> str:
     """Return a published number, as the papers print it."""
-    return "" if value is None else f"{value:g}" if column[0] == SECONDS else f"{value:.2f}"
-
-
-def _measured(one: Shown, scale: Scale, column: tuple[str, str], average: str) -> str:
-    """Return a number of a row with its interval, of several seeds their mean."""
-    if column[0] == SECONDS:
-        seconds = [run.seconds for run in one.runs.values() if run.seconds]
-        return f"{np.mean(seconds):.3g}" if seconds else ""
-    attack = scale.attack(one.row, column[0])
-    cards = {seed: card for seed, card in one.cards.items() if attack in attacks_on(card)}
-    if not cards:
+    if value is None:
         return ""
-    found = [("", seed, *_value(card, attack, column[1], average)) for seed, card in cards.items()]
-    mean = over_seeds(
-        pd.DataFrame(found, columns=["row", "seed", "accuracy", "low", "high"]), "row"
-    ).iloc[0]
-    known = math.isfinite(mean["low"])
-    spread = percent_interval(mean["low"], mean["high"]) if known else f"±{percent(mean['error'])}"
-    said = f" ({spread}, n {len(found)})" if len(found) > 1 else f" ({spread})" if known else ""
-    return percent(mean["accuracy"]) + said
+    return f"{value:g}" if column[0] == SECONDS else f"{value:.2f}"
+
+
+def _measured(entry: Shown, scale: Scale, column: tuple[str, str], average: str) -> str:
+    """Return a number of a row with its interval, of several seeds their mean."""
+    name, part = column
+    if name == SECONDS:
+        seconds = [run.seconds for run in entry.runs.values() if run.seconds]
+        return f"{np.mean(seconds):.3g}" if seconds else ""
+    attack = scale.attack(entry.row, name)
+    values = [
+        ("", seed, *_value(card, attack, part, average))
+        for seed, card in entry.cards.items()
+        if attack in attacks_on(card)
+    ]
+    if not values:
+        return ""
+    table_of_seeds = pd.DataFrame(values, columns=["row", "seed", "accuracy", "low", "high"])
+    mean = over_seeds(table_of_seeds, "row").iloc[0]
+    number = percent(mean["accuracy"])
+    has_interval = math.isfinite(mean["low"])
+    if has_interval:
+        spread = percent_interval(mean["low"], mean["high"])
+    else:
+        spread = f"±{percent(mean['error'])}"
+    if len(values) > 1:
+        return f"{number} ({spread}, n {len(values)})"
+    return f"{number} ({spread})" if has_interval else number
 
 
 def _value(card: ResultCard, attack: str, of: str, average: str) -> tuple[float, float, float]:
@@ -219,25 +230,32 @@ def _label(card: ResultCard, of: str) -> int:
 def _differences(item: Item, scale: Scale, shown: Sequence[Shown]) -> Lines:
     """Return each row minus the first one of the same data, imbalance ratio and network, published
     and measured."""
-    columns = [
-        c for c in _columns(item, scale, shown) if c[0] != SECONDS and item.average != "sample"
-    ]
+    columns = [] if item.average == "sample" else _columns(item, scale, shown)
+    columns = [column for column in columns if column[0] != SECONDS]
     lines: Lines = [("", "", *(_head(scale, column, shown) for column in columns))]
-    for one in shown:
-        base = next(other for other in shown if _kind(other.row) == _kind(one.row))
-        if base is one or not (one.runs and base.runs):
+    if not columns:
+        return lines
+    for entry in shown:
+        base = next(other for other in shown if _kind(other.row) == _kind(entry.row))
+        if base is entry or not (entry.runs and base.runs):
             continue
-        said = [
-            [item.published.get((row.place, *column)) for row in (one, base)] for column in columns
-        ]
-        gaps = ["" if None in pair else points(pair[0] / 100 - pair[1] / 100) for pair in said]
-        found = [_paired(one, base, scale, column) for column in columns]
-        names = [f"{one.label} − {base.label}"]
+        name = f"{entry.label} − {base.label}"
         if item.published:
-            lines.append((*names, "paper", *gaps))
-            names = [""]
-        lines.append((*names, scale.name, *found))
-    return lines if columns else lines[:1]
+            gaps = [_published_gap(item, entry.row, base.row, column) for column in columns]
+            lines.append((name, "paper", *gaps))
+            name = ""
+        measured = [_paired(entry, base, scale, column) for column in columns]
+        lines.append((name, scale.name, *measured))
+    return lines
+
+
+def _published_gap(item: Item, row: Row, base: Row, column: tuple[str, str]) -> str:
+    """Return the published difference of two rows in points; "" if one of them is not published."""
+    value = item.published.get((row.place, *column))
+    value_of_base = item.published.get((base.place, *column))
+    if value is None or value_of_base is None:
+        return ""
+    return points(value / 100 - value_of_base / 100)
 
 
 def _kind(row: Row) -> tuple[object, ...]:
@@ -282,43 +300,53 @@ def _classes(_: Item, shown: Sequence[Shown]) -> Iterator[Sequence[str]]:
 
 def _curves(_: Item, shown: Sequence[Shown]) -> Iterator[Sequence[str]]:
     """Yield balanced accuracy at points of the curve, of the first seed."""
-    for one in shown:
-        run = next(iter(one.runs.values()), None)
-        rows = [epoch for epoch in run.epochs if epoch.get("monitor")] if run else []
-        if not rows:
+    for entry in shown:
+        run = next(iter(entry.runs.values()), None)
+        epochs = [epoch for epoch in run.epochs if epoch.get("monitor")] if run else []
+        if not epochs:
             continue
-        chosen = [rows[place] for place in _spread(len(rows))]
+        chosen = [epochs[index] for index in _spread(len(epochs))]
         yield ("", "", *(f"epoch {epoch['epoch']}" for epoch in chosen))
-        for name, counts in rows[0]["monitor"].items():
+        for name, counts in epochs[0]["monitor"].items():
             if isinstance(counts, dict):
                 values = [balanced_accuracy(**epoch["monitor"][name]) for epoch in chosen]
-                yield (one.label, name, *map(percent, values))
+                yield (entry.label, name, *map(percent, values))
 
 
 def _groups(item: Item, shown: Sequence[Shown]) -> Iterator[Sequence[str]]:
     """Yield, of head, body and tail, the share of training examples predicted as it, or their
     distance from before."""
-    for one in shown:
-        run = next(iter(one.runs.values()), None)
-        rows = [epoch for epoch in run.epochs if epoch.get(item.shows)] if run else []
-        chosen = [epoch for epoch in rows if epoch["epoch"] in item.epochs]
-        if not chosen:
-            chosen = [rows[place] for place in _spread(len(rows))]
-        if run is None or not chosen:
+    for entry in shown:
+        run = next(iter(entry.runs.values()), None)
+        if run is None:
             continue
-        values = {
+        chosen = _epochs_of(item, run)
+        if not chosen:
+            continue
+        of_classes = {
             f"epoch {epoch['epoch']}": np.array(epoch[item.shows], dtype=float) for epoch in chosen
         }
         counts = np.array(run.card.data["train_class_counts"], dtype=float)
         if item.shows == "predicted":
-            values = {
-                name: 100 * of / of.sum() for name, of in {"labels, %": counts, **values}.items()
-            }
-        yield ("", "", *values)
+            of_classes = {"labels, %": counts, **of_classes}
+        yield ("", "", *of_classes)
+        groups = class_groups(counts)
         for name in GROUPS:
-            found = [of[class_groups(counts)[name]] for of in values.values()]
-            each = (of.sum() if item.shows == "predicted" else of.mean() for of in found)
-            yield (one.label, name, *(f"{value:.3g}" for value in each))
+            cells = []
+            for values in of_classes.values():
+                if item.shows == "predicted":
+                    shares = 100 * values / values.sum()
+                    cells.append(f"{shares[groups[name]].sum():.3g}")
+                else:
+                    cells.append(f"{values[groups[name]].mean():.3g}")
+            yield (entry.label, name, *cells)
+
+
+def _epochs_of(item: Item, run: Measured) -> list[dict[str, Any]]:
+    """Return the epochs of a run that an item shows, or some of all that have its values."""
+    epochs = [epoch for epoch in run.epochs if epoch.get(item.shows)]
+    wanted = [epoch for epoch in epochs if epoch["epoch"] in item.epochs]
+    return wanted or [epochs[index] for index in _spread(len(epochs))]
 
 
 def _spread(count: int) -> list[int]:

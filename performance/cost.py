@@ -343,10 +343,18 @@ def model_costs(at: Mapping[str, Floats], given: Namespace, epoch_steps: int) ->
 def memory(clean: Steps, adversarial: Steps, batch: Batch, clean_share: float) -> dict[str, float]:
     """Return the peak memory of a clean and of an adversarial step in 10^6 bytes, M_delta and
     xi."""
-    (held, low), (_, high) = clean.memory(batch), adversarial.memory(batch)
-    own = {"held_mb": held, "clean_mb": low, "adversarial_mb": high, "extra_mb": high - low}
-    own |= {"xi_mb": clean_share * (high - low), "images_mb": 4 * math.prod(batch.x.shape) / 1e6}
-    return {name: round(value, 2) for name, value in own.items()}
+    held, of_clean = clean.memory(batch)
+    _, of_adversarial = adversarial.memory(batch)
+    extra = of_adversarial - of_clean
+    megabytes = {
+        "held_mb": held,
+        "clean_mb": of_clean,
+        "adversarial_mb": of_adversarial,
+        "extra_mb": extra,
+        "xi_mb": clean_share * extra,
+        "images_mb": 4 * math.prod(batch.x.shape) / 1e6,
+    }
+    return {name: round(value, 2) for name, value in megabytes.items()}
 
 
 def method_cost(

@@ -323,20 +323,24 @@ def compared(rounds: Mapping[str, Sequence[Outcome]], other: str) -> dict[str, A
 
     `whole` is the ratio of all columns, from call to return.
     """
-    ours, others = rounds[OURS], rounds[other]
-    found = {}
-    for name in others[0].correct:
-        both = ([outcome.correct[name] for outcome in way] for way in (ours, others))
-        differing = max(sum(map(operator.ne, *pair)) for pair in zip(*both, strict=True))
-        seconds = ([outcome.seconds[name] for outcome in way] for way in (ours, others))
-        found[name] = ratio(*seconds) | {
+    ours, theirs = rounds[OURS], rounds[other]
+    by_column: dict[str, Any] = {}
+    for name in theirs[0].correct:
+        differing = [
+            sum(map(operator.ne, mine.correct[name], yours.correct[name]))
+            for mine, yours in zip(ours, theirs, strict=True)
+        ]
+        our_seconds = [outcome.seconds[name] for outcome in ours]
+        their_seconds = [outcome.seconds[name] for outcome in theirs]
+        by_column[name] = ratio(our_seconds, their_seconds) | {
             "correct": sum(ours[0].correct[name]),
-            "differing": differing,
+            "differing": max(differing),
         }
     if other in SCRIPTS:
-        totals = ratio(*([outcome.total for outcome in way] for way in (ours, others)))
-        found["whole"] = totals | {"differing": sum(row["differing"] for row in found.values())}
-    return found
+        differing_in_all = sum(row["differing"] for row in by_column.values())
+        seconds = ratio([outcome.total for outcome in ours], [outcome.total for outcome in theirs])
+        by_column["whole"] = seconds | {"differing": differing_in_all}
+    return by_column
 
 
 def show(result: Mapping[str, Any]) -> None:

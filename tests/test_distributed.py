@@ -176,7 +176,9 @@ def test_that_another_process_has_ended_is_one_line(two_processes: list[dict[str
 
 
 def test_shares_follow_each_other_and_differ_by_one_at_most() -> None:
-    for total, parts in itertools.product((0, 1, 7, 64), (1, 2, 3, 8)):
-        shares = [range(total)[batch_slice(total, part, parts)] for part in range(parts)]
-        assert [place for part in shares for place in part] == list(range(total))
-        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    for total, processes in itertools.product((0, 1, 7, 64), (1, 2, 3, 8)):
+        slices = [batch_slice(total, rank, processes) for rank in range(processes)]
+        shares = [list(range(total))[of_rank] for of_rank in slices]
+        assert [*itertools.chain(*shares)] == [*range(total)]
+        sizes = [len(share) for share in shares]
+        assert max(sizes) - min(sizes) <= 1

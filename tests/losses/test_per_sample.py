@@ -132,43 +132,50 @@ def softmax(z: list[float]) -> list[float]:
     return [math.exp(v) / sum(map(math.exp, z)) for v in z]
 
 
+def softmax_of_prior(z: list[float], n: list[int], power: float) -> list[float]:
+    """The softmax of logits to which power times the logarithm of the counts is added."""
+    return softmax([v + power * math.log(c) for v, c in zip(z, n, strict=True)])
+
+
+def divergence(p: list[float], q: list[float], tiny: float = 0.0) -> float:
+    return sum(a * (math.log(a) - math.log(b + tiny)) for a, b in zip(p, q, strict=True))
+
+
 def test_losses_agree_with_loops_over_samples_and_classes() -> None:
     logits, other, labels = batch()
-    found = {name: loss(logits, labels, COUNTS, other) for name, loss in LOSSES.items()}
+    losses = {name: loss(logits, labels, COUNTS, other) for name, loss in LOSSES.items()}
     n = COUNTS.tolist()
     weights = [1e-4 / (1 - 0.9999**c) for c in n]
+    margins = [0.5 * c**-0.25 / 3**-0.25 for c in n]
     for i, (z, y) in enumerate(zip(logits.tolist(), labels.tolist(), strict=True)):
-        p, q = softmax(other[i].tolist()), softmax(z)
+        p = softmax(other[i].tolist())
+        q = softmax(z)
         binary = [1 / (1 + math.exp(-v if c == y else v)) for c, v in enumerate(z)]
-        margins = [0.5 * c**-0.25 / 3**-0.25 for c in n]
         moved = [30 * (v - margins[c] * (c == y)) for c, v in enumerate(z)]
-        penalty = -math.log(1.0001 - max(v for c, v in enumerate(q) if c != y) + 1e-12)
+        runner_up = max(v for c, v in enumerate(q) if c != y)
+        penalty = -math.log(1.0001 - runner_up + 1e-12)
         expected = {
             "cross_entropy": -math.log(q[y]),
-            "balanced_softmax": -math.log(
-                softmax([v + math.log(c) for c, v in zip(n, z, strict=True)])[y]
-            ),
-            "logit_adjustment": -math.log(
-                softmax([v + 0.7 * math.log(c) for c, v in zip(n, z, strict=True)])[y]
-            ),
+            "balanced_softmax": -math.log(softmax_of_prior(z, n, 1.0)[y]),
+            "logit_adjustment": -math.log(softmax_of_prior(z, n, 0.7)[y]),
             "focal-softmax": -((1 - q[y]) ** 2) * math.log(q[y]),
             "focal-softmax-half": -((1 - q[y]) ** 0.5) * math.log(q[y]),
             "focal-sigmoid": sum(-((1 - v) ** 2) * math.log(v) for v in binary),
             "focal-sigmoid-half": sum(-((1 - v) ** 0.5) * math.log(v) for v in binary),
             "class_balanced": -5 * weights[y] / sum(weights) * math.log(q[y]),
             "ldam": math.log(sum(math.exp(v - moved[y]) for v in moved)),
-            "kl": sum(a * math.log(a / b) for a, b in zip(p, q, strict=True)),
-            "misclassification-kl": sum(
-                a * (math.log(a) - math.log(b + 1e-12)) for a, b in zip(p, q, strict=True)
-            )
-            * (1.0000001 - p[y]),
+            "kl": divergence(p, q),
+            "misclassification-kl": divergence(p, q, tiny=1e-12) * (1.0000001 - p[y]),
             "boosted": -math.log(q[y]) + penalty,
             "runner-up": penalty,
         }
-        assert expected.keys() == found.keys()
+        assert expected.keys() == losses.keys()
         for name, value in expected.items():
-            assert found[name][i].item() == pytest.approx(value, rel=1e-8, abs=1e-12), name
-    # no value of a label decides a branch
+            assert losses[name][i].item() == pytest.approx(value, rel=1e-8, abs=1e-12), name
+
+
+def test_no_value_of_a_label_decides_a_branch_of_the_cross_entropy() -> None:
+    logits, _, labels = batch()
     whole = torch.compile(cross_entropy, fullgraph=True, backend="eager")
     assert torch.equal(
         torch.func.vmap(cross_entropy)(logits[None], labels[None])[0], whole(logits, labels)

@@ -150,9 +150,11 @@ def test_a_row_of_several_seeds_shows_their_mean_and_number(
     heads, *rows = Page(report.write(seeds, tmp_path / "x.html")).tables["Balanced accuracy"]
     assert heads[-1] == ["seeds"]
     assert {row[0][0]: row[-1] for row in rows} == {"taet": ["3"], "at": ["2 or 3"]}
-    (row,) = [row for row in rows if row[0][0] == "taet"]
-    shown = row[[head[0] for head in heads].index("pgd-20")][-2]
-    assert shown == percent(sum(card.summary("pgd-20").balanced for card in seeds[:3]) / 3)
+    cells = {row[0][0]: row for row in rows}["taet"]
+    column = [head[0] for head in heads].index("pgd-20")
+    shown = cells[column][-2]
+    accuracies = [card.summary("pgd-20").balanced for card in seeds[:3]]
+    assert shown == percent(sum(accuracies) / 3)
 
 
 def test_differences_are_paired_and_say_of_how_many_pairs(
