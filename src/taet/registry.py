@@ -121,18 +121,24 @@ def _literal(nodes: Iterable[ast.stmt], name: str) -> Any:
 
 def _names(kind: Kind, path: Path, tree: ast.Module) -> dict[str, str]:
     """Return the names that a file declares, each with a line about it."""
-    found = _literal(tree.body, "NAMES")
-    if found is None and kind == "methods" and path.stem not in NO_METHODS:
-        found = {path.stem.replace("_", "-"): summary(ast.get_docstring(tree) or "").rstrip(".")}
-    names: dict[str, str] = (
-        found if isinstance(found, dict) else {} if found is None else {"": found}
-    )
-    for name, title in names.items():
-        if not (isinstance(name, str) and NAME.fullmatch(name) and isinstance(title, str)):
-            got = "something computed" if found is COMPUTED else found
-            allowed = "a literal {'name': 'one line about it'}, without spaces in a name"
-            raise UserError(f"{path}: NAMES: got {got}; allowed: {allowed}")
-    return names
+    literal = _literal(tree.body, "NAMES")
+    if literal is None and kind == "methods" and path.stem not in NO_METHODS:
+        title = summary(ast.get_docstring(tree) or "").rstrip(".")
+        literal = {path.stem.replace("_", "-"): title}
+    if literal is None:
+        return {}
+    if not isinstance(literal, dict) or not all(map(_is_entry, literal.items())):
+        got = "something computed" if literal is COMPUTED else literal
+        allowed = "a literal {'name': 'one line about it'}, without spaces in a name"
+        raise UserError(f"{path}: NAMES: got {got}; allowed: {allowed}")
+    return literal
+
+
+def _is_entry(pair: tuple[object, object]) -> bool:
+    """Whether a pair is a name, without spaces, and a text about it."""
+    name, title = pair
+    is_name = isinstance(name, str) and NAME.fullmatch(name) is not None
+    return is_name and isinstance(title, str)
 
 
 def _declared(tree: ast.Module) -> Json:
@@ -181,29 +187,32 @@ def entries(kind: Kind) -> dict[str, RegistryEntry]:
 
 @functools.cache
 def _entries(kind: Kind, plugins: tuple[Path, ...]) -> dict[str, RegistryEntry]:
-    found: dict[str, RegistryEntry] = {}
-    own = [path for folder in FOLDERS[kind] for path in sorted((PACKAGE / folder).glob("*.py"))]
-    for path in [*own, *plugins]:
+    listed: dict[str, RegistryEntry] = {}
+    of_package = [
+        path for folder in FOLDERS[kind] for path in sorted((PACKAGE / folder).glob("*.py"))
+    ]
+    for path in [*of_package, *plugins]:
         is_plugin = path in plugins
         if kind != "methods" and not is_plugin and b"NAMES" not in read_bytes(path):
             continue  # parsing a file costs milliseconds
         tree = _tree(path)
         names = _names(kind, path, tree)
-        module = (
-            f"{PLUGIN}{kind}_{path.stem}" if is_plugin else f"taet.{path.parent.name}.{path.stem}"
-        )
+        if is_plugin:
+            module = f"{PLUGIN}{kind}_{path.stem}"
+        else:
+            module = f"taet.{path.parent.name}.{path.stem}"
         declared = _declared(tree) if names else {}
-        if is_plugin and any(entry.module == module for entry in found.values()):
+        if is_plugin and any(entry.module == module for entry in listed.values()):
             raise UserError(
                 f"{path}: another folder of plug-ins has a file of this name; rename yours"
             )
         for name, title in names.items():
-            if is_plugin and name in found:
+            if is_plugin and name in listed:
                 raise UserError(f"{path}: the {WORDS[kind]} '{name}' exists already; rename yours")
-            found[name] = RegistryEntry(
+            listed[name] = RegistryEntry(
                 name, module, title, path=path if is_plugin else None, **declared
             )
-    return dict(sorted(found.items()))
+    return dict(sorted(listed.items()))
 
 
 def find(kind: Kind, name: str) -> RegistryEntry:

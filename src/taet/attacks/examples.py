@@ -47,24 +47,24 @@ class Examples:
     def of_batch(self, rows: Ints, x_adv: Tensor, logits: Tensor) -> dict[str, NDArray[Any]]:
         """Return the images of a batch that are kept, as arrays of its unit of work."""
         predictions = logits.max(1).indices.cpu().numpy()
-        kept = []
-        for place, (row, predicted) in enumerate(zip(rows, predictions, strict=True)):
+        chosen = []
+        for index, (row, predicted) in enumerate(zip(rows, predictions, strict=True)):
             kind = self._kind(row, predicted)
             if self.recognised[row] and kind not in self._seen:
                 self._seen.add(kind)
-                kept.append(place)
-        places = torch.tensor(kept, dtype=torch.int64, device=x_adv.device)
-        probabilities = logits[places].softmax(1).amax(1)
+                chosen.append(index)
+        indices = torch.tensor(chosen, dtype=torch.int64, device=x_adv.device)
+        probabilities = logits[indices].softmax(1).amax(1)
         return {
-            "example_rows": rows[kept],
-            "examples": x_adv[places].cpu().numpy(),
+            "example_rows": rows[chosen],
+            "examples": x_adv[indices].cpu().numpy(),
             "example_probabilities": probabilities.cpu().numpy(),
         }
 
-    def first(self, found: Iterable[Example], predictions: Ints) -> list[Example]:
+    def first(self, examples: Iterable[Example], predictions: Ints) -> list[Example]:
         """Return the first example of each kind; `predictions` (N,) are those under the attack."""
         by_kind: dict[ExampleKind, Example] = {}
-        for example in sorted(found, key=lambda example: example.row):
+        for example in sorted(examples, key=lambda example: example.row):
             by_kind.setdefault(self._kind(example.row, predictions[example.row]), example)
         return list(by_kind.values())
 

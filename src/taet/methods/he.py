@@ -98,10 +98,8 @@ class HypersphereEmbedding(Method):
             name, coupling = "kl", global_mean(kl_divergence(natural, logits))
         else:
             label = global_mean(self.margin_loss(natural, y) + self.margin_loss(logits, y)) / 2
-            name, coupling = (
-                "mse",
-                global_mean(((natural - logits) / self.config.scale).square().mean(1)),
-            )
+            moved = (natural - logits) / self.config.scale  # of the cosines
+            name, coupling = "mse", global_mean(moved.square().mean(1))
         return Loss(label + self.beta * coupling, {"label": label, name: coupling}, logits)
 
     def margin_loss(self, logits: Tensor, y: Tensor) -> Tensor:

@@ -176,7 +176,8 @@ class LearnableAttackStrategy(Method):
         """Train the strategy every `interval` steps; the model is unchanged."""
         if step.number % self.config.interval:
             return
-        x, weights = step.x, [*self.strategy.parameters()]
+        x = step.x
+        weights = [*self.strategy.parameters()]
         # One image has no batch statistics; all processes decide by the images of all of them.
         self.strategy.train((step.attack.source.total or len(x)) > 1)
         log_probabilities, choices = self.chosen(x, step.attack)
@@ -213,18 +214,25 @@ class LearnableAttackStrategy(Method):
             choice + levels[0]
             for choice, levels in zip(choices.unbind(1), self.ranges, strict=True)
         )
-        most, sizes = self.config.steps[1], attack.eps * (UNIT * step_size.to(x.dtype))
+        most_steps = self.config.steps[1]
+        sizes = attack.eps * (UNIT * step_size.to(x.dtype))
         # by 0 after an image's last step
-        moves = [sizes * (number < steps) for number in range(most)]
+        moves = [sizes * (number < steps) for number in range(most_steps)]
         # The start noise uses the threat's eps, so it may be outside the drawn ball until the first
         # step.
         start = (x + draw_noise(x, attack.eps, "uniform", attack.source)).clamp(0, 1) - x
         ball = attack.eps * (UNIT * eps.to(x.dtype))
-        return Adversarial(
-            attack(
-                model, x, y, eps=ball, step_size=moves, steps=most, start="none", start_noise=start
-            )
+        x_adv = attack(
+            model,
+            x,
+            y,
+            eps=ball,
+            step_size=moves,
+            steps=most_steps,
+            start="none",
+            start_noise=start,
         )
+        return Adversarial(x_adv)
 
     def reward(self, model: nn.Module, step: Step, choices: Tensor) -> Tensor:
         """Reward of the choices: the attacked loss, and the accuracies of the model after one step
@@ -248,9 +256,8 @@ class LearnableAttackStrategy(Method):
         optimizer.step()
         probed = probe(ahead, x, y, attack)
         with torch.no_grad(), frozen(ahead):
-            robust, clean = (
-                global_mean((ahead(images).argmax(1) == y).to(x.dtype)) for images in (probed, x)
-            )
+            robust = global_mean((ahead(probed).argmax(1) == y).to(x.dtype))
+            clean = global_mean((ahead(x).argmax(1) == y).to(x.dtype))
         config = self.config
         return (
             attacked_loss.clamp(0, LARGEST_LOSS)

@@ -131,7 +131,10 @@ class Results:
         classes are rare in another order.
         """
         counts = {tuple(card.data.get("train_class_counts") or ()) for card in self.cards}
-        return next(iter(counts)) or None if len(counts) == 1 else None
+        if len(counts) > 1:
+            return None
+        (known,) = counts
+        return known or None
 
     def cards_of(self, row: str) -> list[Card]:
         """Return the cards of a row."""
@@ -285,11 +288,12 @@ class Results:
         self, first: str, second: str, attack: str, group: str, comparisons: int
     ) -> Difference | None:
         cards = [*self.cards_of(first), *self.cards_of(second)]
-        card, groups = cards[0], {tuple(labels_in(each, group)) for each in cards}
+        groups = {tuple(labels_in(card, group)) for card in cards}
         if len(groups) > 1:  # replicates whose classes are rare in another order
             return None
-        kept = np.isin(card.labels, labels_in(card, group))
-        if not kept.any():
+        card = cards[0]
+        in_group = np.isin(card.labels, labels_in(card, group))
+        if not in_group.any():
             raise UserError(
                 f"group {group}: it has no test images, or the training counts are not known or "
                 "equal"
@@ -299,9 +303,9 @@ class Results:
         )
         if not ours or len(ours) != len(theirs):
             return None
-        labels = card.labels[kept]
-        left = [predicted[kept] == labels for predicted in ours]
-        right = [predicted[kept] == labels for predicted in theirs]
+        labels = card.labels[in_group]
+        left = [predicted[in_group] == labels for predicted in ours]
+        right = [predicted[in_group] == labels for predicted in theirs]
         # the share of all images is a mean over one class that holds them all
         classes = np.zeros_like(labels) if group == "plain" else labels
         return difference(left, right, classes, card.num_classes, comparisons=comparisons)
@@ -374,9 +378,9 @@ class Results:
         pairs = math.comb(len(rows), 2)
         better = worse = 0  # rows that are significantly better or worse than this one
         for other in rows:
-            paired = (
-                None if other == row else self.difference(row, other, attack, "balanced", pairs)
-            )
+            if other == row:
+                continue
+            paired = self.difference(row, other, attack, "balanced", pairs)
             if paired is not None and paired.significant:
                 better += paired.value < 0
                 worse += paired.value > 0

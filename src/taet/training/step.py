@@ -27,8 +27,11 @@ def training_step(state: State, batch: Batch, attack: Attack) -> Loss:
     With AWP the gradients are taken at perturbed weights. They are averaged over processes. Nothing
     waits for a device.
     """
-    model, method, optimizer, (_, x, y) = state.model, state.method, state.optimizer, batch
-    attacked = model if state.view is None or method.stage == "clean" else state.view.refresh()
+    model, method, optimizer = state.model, state.method, state.optimizer
+    x, y = batch.x, batch.y
+    attacked: nn.Module = model
+    if state.view is not None and method.stage != "clean":
+        attacked = state.view.refresh()
     with frozen(attacked, attack.threat.bn_mode), state.autocast():
         adversarial = method.perturb(attacked, x, y, attack)
     if not isinstance(adversarial, Adversarial):
@@ -47,41 +50,41 @@ def training_step(state: State, batch: Batch, attack: Attack) -> Loss:
         optimizer.zero_grad(set_to_none=True)
         method.zero_grad(set_to_none=True)
         loss.total.backward()  # type: ignore[no-untyped-call]
-        average_gradients(
-            [p.grad for p in (*model.parameters(), *method.parameters()) if p.grad is not None]
-        )
+        trained = (*model.parameters(), *method.parameters())
+        average_gradients([weight.grad for weight in trained if weight.grad is not None])
         optimizer.step()
     parts = {name: value.detach() for name, value in loss.parts.items()}
-    loss = Loss(loss.total.detach(), parts, loss.logits.detach())
+    detached = Loss(loss.total.detach(), parts, loss.logits.detach())
+    step = Step(*batch, detached, attack, optimizer, state.number, state.view)
     with state.autocast():
-        method.after_step(model, Step(*batch, loss, attack, optimizer, state.number, state.view))
-    return loss
+        method.after_step(model, step)
+    return detached
 
 
 def checked(loss: Loss, y: Tensor, method: Method) -> Loss:
     """Return a method's loss on labels (N,) if types and shapes are right, without reading values;
     else refuse it."""
-    is_loss = isinstance(loss, Loss) and isinstance(loss.parts, dict)
-    given = (
-        {"total": loss.total, **loss.parts, "logits": loss.logits} if is_loss else {"loss": loss}
-    )
-    tensors = is_loss and all(isinstance(value, Tensor) for value in given.values())
-    scalar = tensors and all(value.numel() == 1 for value in (loss.total, *loss.parts.values()))
-    if (
-        scalar
-        and loss.total.shape == ()
-        and loss.total.requires_grad
-        and loss.logits.shape[:-1] == y.shape
-    ):
-        return loss
-    shapes = (
+    given: dict[str, object] = {"loss": loss}
+    if isinstance(loss, Loss) and isinstance(loss.parts, dict):
+        given = {"total": loss.total, **loss.parts, "logits": loss.logits}
+        if all(isinstance(value, Tensor) for value in given.values()) and _fits(loss, y):
+            return loss
+    shapes = [
         f"{name} {list(getattr(value, 'shape', [type(value).__name__]))}"
         for name, value in given.items()
-    )
+    ]
     allowed = (
         "Loss(total, parts, logits): a scalar with a gradient, scalars by name, and logits (N, C)"
     )
     raise UserError(f"{type(method).__name__}.loss: got {', '.join(shapes)}; allowed: {allowed}")
+
+
+def _fits(loss: Loss, y: Tensor) -> bool:
+    """Whether a loss of tensors has a scalar with a gradient, scalar parts, and logits (N, C)."""
+    if any(part.numel() != 1 for part in loss.parts.values()):
+        return False
+    is_total = loss.total.shape == () and loss.total.requires_grad
+    return is_total and loss.logits.shape[:-1] == y.shape
 
 
 def examples(state: State, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Tensor:
@@ -125,9 +128,9 @@ def perturbed_weights(model: nn.Module, loss: Callable[[], Tensor], gamma: float
         yield
         return
     matrices = {name: p for name, p in model.named_parameters() if p.ndim > 1 and p.requires_grad}
-    weights: list[Tensor] = [p for name, p in matrices.items() if "weight" in name] or [
-        *matrices.values()
-    ]
+    weights: list[Tensor] = [p for name, p in matrices.items() if "weight" in name]
+    if not weights:
+        weights = [*matrices.values()]
     with buffers_kept(model):
         all_gradients = torch.autograd.grad(loss(), weights, allow_unused=True)
     weights = [

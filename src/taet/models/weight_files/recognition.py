@@ -83,7 +83,8 @@ def recognise(tensors: Mapping[str, Tensor], network: nn.Module) -> Recognised |
     beside a copy of itself. A head may be missing.
     """
     for name_map in name_maps(network):
-        for prefix in _prefixes(tensors, name_map.names):
+        prefix = next(_prefixes(tensors, name_map.names), None)
+        if prefix is not None:
             return _recognised(tensors, prefix, name_map)
     return None
 
@@ -103,12 +104,13 @@ def _prefixes(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> Iterat
 
 
 def _recognised(tensors: Mapping[str, Tensor], prefix: str, name_map: NameMap) -> Recognised:
-    found, others = {}, {}
+    """Sort the tensors of a file into those of the network, its normalisation and the others."""
+    of_network, others = {}, {}
     names = {**name_map.names, **name_map.head}
     for name, value in tensors.items():
         inner = name.removeprefix(prefix)
         if name.startswith(prefix) and inner in names:
-            found[names[inner]] = value
+            of_network[names[inner]] = value
         elif not _is_unused(inner, name_map.naming):
             others[inner] = value
     left_over = {
@@ -117,7 +119,7 @@ def _recognised(tensors: Mapping[str, Tensor], prefix: str, name_map: NameMap) -
     normalization = None
     if not name_map.names.keys() & {"mean", "std"}:
         normalization, left_over = _take_normalization(left_over)
-    return Recognised(found, prefix, name_map, normalization, left_over)
+    return Recognised(of_network, prefix, name_map, normalization, left_over)
 
 
 def _is_unused(name: str, naming: Naming | None) -> bool:
