@@ -241,7 +241,7 @@ def _differences(item: Item, scale: Scale, shown: Sequence[Shown]) -> Lines:
             continue
         name = f"{entry.label} − {base.label}"
         if item.published:
-            gaps = [_published_gap(item, entry.row, base.row, column) for column in columns]
+            gaps = [_published_gap(item, entry, base, column) for column in columns]
             lines.append((name, "paper", *gaps))
             name = ""
         measured = [_paired(entry, base, scale, column) for column in columns]
@@ -249,9 +249,9 @@ def _differences(item: Item, scale: Scale, shown: Sequence[Shown]) -> Lines:
     return lines
 
 
-def _published_gap(item: Item, row: Row, base: Row, column: tuple[str, str]) -> str:
+def _published_gap(item: Item, entry: Shown, base: Shown, column: tuple[str, str]) -> str:
     """Return the published difference of two rows in points; "" if one of them is not published."""
-    value = item.published.get((row.place, *column))
+    value = item.published.get((entry.place, *column))
     value_of_base = item.published.get((base.place, *column))
     if value is None or value_of_base is None:
         return ""
