@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from taet.cli.end_in_time import leave
 from taet.distributed import (
     any_rank,
     average_gradients,
@@ -24,7 +25,6 @@ from taet.distributed import (
     gather,
     global_mean,
     global_sum,
-    leave,
     rank,
     rank_zero_first,
     reporting_peer_exit,
