@@ -91,6 +91,13 @@ def half(path: Path) -> None:
     os.truncate(path, 700)
 
 
+def damaged_directory(path: Path) -> None:
+    """A file of weights whose list of contents does not begin as one."""
+    torch.save(network().state_dict(), path)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"PK\x01\x02", b"PK\x01\x03", 1))
+
+
 def flipped(path: Path) -> None:
     state = network().state_dict()
     torch.save(state, path)
@@ -135,6 +142,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         "it is compressed; allowed: the file inside it",
     ),
     "arrays": (arrays_of_numpy, "it is an archive of NumPy; allowed: tensors by name"),
+    "a damaged directory": (damaged_directory, "holds no weights .*BadZipFile"),
     "a flipped bit": (flipped, "holds no weights .*BadZipFile"),
     "a header that lies": (
         lambda path: path.write_bytes((10**17).to_bytes(8, "little") + b"{}"),

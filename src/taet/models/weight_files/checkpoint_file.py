@@ -167,15 +167,23 @@ def _other_format(path: Path) -> str:
     for first, text in OTHER_FORMATS.items():
         if beginning.startswith(first):
             return text
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-        if names and all(name.endswith(".npy") for name in names):
-            return (
-                "it is an archive of NumPy; allowed: tensors by name, as torch.save({name: "
-                "torch.from_numpy(array)}) writes them"
-            )
+    names = _names_in_archive(path)
+    if names and all(name.endswith(".npy") for name in names):
+        return (
+            "it is an archive of NumPy; allowed: tensors by name, as torch.save({name: "
+            "torch.from_numpy(array)}) writes them"
+        )
     return ""
+
+
+def _names_in_archive(path: Path) -> list[str]:
+    """Return the names of the files in a zip archive; none where it is damaged, or no archive."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    # zipfile trusts sizes and text encodings that a damaged directory holds
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, OverflowError):
+        return []
 
 
 def _is_safetensors(path: Path) -> bool:
