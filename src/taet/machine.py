@@ -43,12 +43,11 @@ def version(package: str) -> str | None:
 def commit() -> str | None:
     """Commit of the checkout that taet is imported from, with `+` if files differ; None outside a
     checkout."""
-    root, words = (
-        Path(__file__).parents[3],
-        ["describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"],
-    )
+    package = Path(taet.__file__).parent
+    root = package.parents[1]  # of src/taet
     if not (root / ".git").exists():
         return None
+    words = ["describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         return subprocess.check_output(
             ["git", "-C", str(root), *words], text=True, stderr=subprocess.DEVNULL
