@@ -86,15 +86,19 @@ def is_watched() -> bool:
     return Console(stderr=True).is_jupyter or (sys.stderr is not None and sys.stderr.isatty())
 
 
+def is_asked_for(progress: bool | None) -> bool:
+    """Return whether progress is shown: None shows it where somebody watches, True anywhere, False
+    nowhere."""
+    return is_watched() if progress is None else progress
+
+
 @contextmanager
 def chosen(progress: Progress | bool | None, title: str) -> Iterator[Progress | None]:
-    """Yield the callback that the argument `progress` of a public function stands for.
-
-    None shows the progress of `title` where somebody watches, True anywhere, False nowhere.
-    """
+    """Yield the callback that the argument `progress` of a public function stands for: itself, or
+    one that shows the progress of `title` if that `is_asked_for`."""
     if callable(progress):
         yield progress
-    elif is_watched() if progress is None else progress:
+    elif is_asked_for(progress):
         with shown(title) as report:
             yield report
     else:

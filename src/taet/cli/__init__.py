@@ -11,7 +11,14 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from taet.cli.end_in_time import advice, advise, end_in_time, leave
+from taet.cli.end_in_time import (
+    INTERRUPTED,
+    advice,
+    advise,
+    end_in_time,
+    is_one_of_several,
+    leave,
+)
 from taet.errors import (
     Done,
     UserError,
@@ -82,8 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 sys.stderr.write(f"taet: {printable(' '.join(line.split()))}\n")
         if argv is None and isinstance(error, KeyboardInterrupt):
             leave(status)  # at its end Python would wait for threads that read images
-    # one of the processes of torchrun
-    if argv is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if argv is None and is_one_of_several():
         leave(status)
     return status
 
@@ -114,7 +120,7 @@ def ended_by(error: BaseException) -> tuple[int, str]:
         case Done():
             return int(error.code or 0), ""
         case KeyboardInterrupt():
-            return 130, "interrupted; "
+            return INTERRUPTED, "interrupted; "
         case UserError():
             return 2, f"error: {error}"
         case _ if place is not None:

@@ -34,12 +34,18 @@ def advice() -> str:
     return _advice[0]
 
 
+def is_one_of_several() -> bool:
+    """Whether torchrun started this process beside others; `taet.distributed`, which imports torch,
+    says whether they can work together."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 def end_in_time(command: str) -> None:
     """Start a thread that ends this process some seconds after a signal that asks it to end.
 
     It has no effect on one of several processes, which all finish their batch.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if is_one_of_several():
         return
     reader, writer = socket.socketpair()
     writer.setblocking(False)

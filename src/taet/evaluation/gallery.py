@@ -53,10 +53,11 @@ def strongest(card: Card) -> Column | None:
 
 
 def _in_the_ball(card: Card) -> list[Column]:
-    bounded = [column for column in card.columns if column.ordinary and column.eps is not None]
-    ball = card.threat["norm"], card.threat["eps"]
-    inside = [column for column in bounded if column.ball == ball]
-    return inside or bounded
+    """Return the attacks in the ball of the card's threat, or those in any ball if it has none."""
+    in_a_ball = [column for column in card.columns if column.ordinary and column.eps is not None]
+    ball_of_threat = card.threat["norm"], card.threat["eps"]
+    in_that_ball = [column for column in in_a_ball if column.ball == ball_of_threat]
+    return in_that_ball or in_a_ball
 
 
 def _strength(card: Card, column: Column) -> tuple[bool, float]:

@@ -21,7 +21,7 @@ from taet.files import check_output, lock, make_folder
 from taet.formatting import plural
 from taet.idle_cores import threads_given
 from taet.machine import idle_threads
-from taet.progress import is_watched, say
+from taet.progress import is_asked_for, say
 from taet.report import write
 from taet.report.read_cards import write_title
 from taet.run.folder import RunFolder
@@ -146,7 +146,7 @@ def _listener(progress: Say | bool | None) -> Say:
     """Return the function that gets the lines about events."""
     if callable(progress):
         return progress
-    return say if progress or (progress is None and is_watched()) else lambda _: None
+    return say if is_asked_for(progress) else lambda _: None
 
 
 def _planned(

@@ -52,10 +52,13 @@ def about(results: Results) -> str:
 
 
 def _notes(results: Results) -> list[str]:
-    notes = [note for card in results.cards for note in card.data.get("notes", ())]
-    sources = [card.data["extra"]["source"] for card in results.cards if "extra" in card.data]
-    notes += [f"extra images: {source}" for source in sources]
-    return list(dict.fromkeys(notes))
+    """Return what the cards note about their data, and where extra images come from, each once."""
+    notes, sources = list[str](), list[str]()
+    for card in results.cards:
+        notes += card.data.get("notes", ())
+        if "extra" in card.data:
+            sources.append(f"extra images: {card.data['extra']['source']}")
+    return list(dict.fromkeys([*notes, *sources]))
 
 
 def lead(results: Results) -> str:
