@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import figure
 import questions
 from intervals import Comparison
-from measured import Measured, comparisons, diverged, done, measured, noise_of, ranks
+from measured import Measured, comparisons, done, measured, noise_of, ranks
 from plan import (
     COLUMNS,
     DECIDING_ROWS,
@@ -31,10 +31,12 @@ from run import (
     card_of,
     chosen_settings,
     expected_seconds,
+    is_over,
     seconds_by_step,
     spent_seconds,
     tuning_score,
 )
+from taet import formatting
 from taet.formatting import markdown_table
 
 PAGE = RESULTS.parent / "benchmark.md"
@@ -109,19 +111,14 @@ def resnet18() -> dict[str, dict[str, float]]:
 
 
 def percent(value: float | None) -> str:
-    """Return an accuracy in per cent, or a dash."""
-    return "–" if value is None else f"{100 * value:.1f}"
-
-
-def deviation_text(value: float) -> str:
-    """Return a standard deviation in points, or a dash for nan."""
-    return "–" if math.isnan(value) else f"{100 * value:.1f}"
+    """Return an accuracy in per cent, or a deviation in points; a dash for None and nan."""
+    return formatting.percent(math.nan if value is None else value)
 
 
 def points(found: Comparison | None) -> str:
     """Return a difference in points with its interval."""
     if found is None or not found.replicates:
-        return "–"
+        return formatting.MISSING
     text = f"{100 * found.difference:+.1f}"
     if math.isnan(found.low):
         return f"{text} (one replicate: no interval)" if found.replicates == 1 else text
@@ -139,14 +136,12 @@ def knob_text(knob: Mapping[str, object]) -> str:
 def what_is_missing(chosen: Mapping[str, int]) -> str:
     """Return the first line of the page."""
     tuning = [*tuning_runs(TIER)]
-    tuned = len(done(tuning)) + len(diverged(tuning))
+    tuned = sum(map(is_over, tuning))
     rules = protocol()
     planned = len(rules.rows) * len(rules.sets) * len(REPLICATES)
-    main = [*main_runs(TIER, chosen, rules.rows, rules.sets, REPLICATES)]
-    there = len(done(main)) + len(diverged(main))
+    there = sum(map(is_over, main_runs(TIER, chosen, rules.rows, rules.sets, REPLICATES)))
     varied = len(done(variance_runs(TIER, chosen)))
-    must = [*autoattack_runs(TIER, chosen, best_others(TIER, chosen))]
-    attacked = len(done(must)) + len(diverged(must))
+    attacked = sum(map(is_over, autoattack_runs(TIER, chosen, best_others(TIER, chosen))))
     counts = (
         f"{tuned} of {len(tuning)} tuning runs, {there} of {planned} runs of replicates 1 to 3, "
         f"{varied} of {VARIANCE_RUNS} variance components and {attacked} of {PLANNED_AUTOATTACK} "
@@ -200,7 +195,7 @@ def set_table(found: Measured) -> list[str]:
                 protocol().rows[row].shown,
                 replicates_text(found, row),
                 *map(percent, numbers),
-                deviation_text(deviations.get(row, math.nan)),
+                percent(deviations.get(row)),
                 points(compared.get(row)),
             ]
         )

@@ -53,7 +53,6 @@ from taet.settings import option_words
 from taet.settings.schema import flat
 
 LEDGER = RESULTS / "core-seconds.csv"
-LEDGER_COLUMNS = ("run", "step", "core_seconds")
 KEPT = ("run.json", "model.safetensors", "done", "metrics.jsonl", "evaluation.json")
 """The files of a run folder that are committed with the weights of replicate 1."""
 GRACE_SECONDS = 60  # for a command to save before it is killed
@@ -65,6 +64,14 @@ class Step(NamedTuple):
 
     name: str
     words: list[str]
+
+
+class LedgerLine(NamedTuple):
+    """The core-seconds of one command of a run."""
+
+    run: str
+    step: str
+    core_seconds: int
 
 
 # ---- what is there
@@ -235,8 +242,8 @@ def record_seconds(run: BenchmarkRun, step: str, seconds: float) -> None:
     with LEDGER.open("a", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         if is_new:
-            writer.writerow(LEDGER_COLUMNS)
-        writer.writerow([(run.place / run.name).as_posix(), step, round(seconds)])
+            writer.writerow(LedgerLine._fields)
+        writer.writerow(LedgerLine((run.place / run.name).as_posix(), step, round(seconds)))
 
 
 def processor_seconds() -> float:
@@ -295,13 +302,22 @@ def work_on(run: BenchmarkRun, work: Path, deadline: float) -> bool:
 # ---- all runs
 
 
+def read_ledger() -> list[LedgerLine]:
+    """Return the commands of all runs so far."""
+    if not LEDGER.exists():
+        return []
+    with LEDGER.open(encoding="utf-8") as file:
+        return [
+            LedgerLine(line["run"], line["step"], int(line["core_seconds"]))
+            for line in csv.DictReader(file)
+        ]
+
+
 def seconds_by_step() -> dict[str, float]:
     """Return the median core-seconds of a step of a run, by its name, from the ledger."""
     found: Counter[tuple[str, str]] = Counter()
-    if LEDGER.exists():
-        with LEDGER.open(encoding="utf-8") as file:
-            for line in csv.DictReader(file):
-                found[line["run"], line["step"]] += int(line["core_seconds"])
+    for line in read_ledger():
+        found[line.run, line.step] += line.core_seconds
     usual = {"train": 600.0, "evaluate": 300.0, "autoattack": 1800.0}
     for name in ("train", "evaluate"):
         measured = [seconds for (_, step), seconds in found.items() if step == name]
@@ -311,11 +327,8 @@ def seconds_by_step() -> dict[str, float]:
 
 
 def spent_seconds() -> int:
-    """Return the core-seconds of all commands so far, from the ledger."""
-    if not LEDGER.exists():
-        return 0
-    with LEDGER.open(encoding="utf-8") as file:
-        return sum(int(line["core_seconds"]) for line in csv.DictReader(file))
+    """Return the core-seconds of all commands so far."""
+    return sum(line.core_seconds for line in read_ledger())
 
 
 def expected_seconds(missing: Sequence[str], usual: Mapping[str, float]) -> float:
