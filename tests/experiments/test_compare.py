@@ -91,7 +91,7 @@ def test_a_comparison_prints_its_events_where_somebody_watches(
 ) -> None:
     one = small | {"seeds": [0]}
     compare(one, tmp_path / "log")
-    monkeypatch.setattr(sys.modules["taet.experiments.compare"], "is_watched", lambda: True)
+    monkeypatch.setattr("taet.progress.is_watched", lambda: True)
     compare(one, tmp_path / "quiet", progress=False)
     assert capsys.readouterr().err == ""
     compare(one, tmp_path / "out")
