@@ -45,8 +45,11 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     # With seed 0, another order of sums turns signs of the attack, and one process alone moves this
     # run by 0.011.
     "feedback, summed up": ("wat", {"training.epochs": 3, "data.validation": 0.3, "seed": 1}),
+    "compiled": ("at", {"training.compile": True, "data.max_count": 30}),
     "best epoch": ("at", {"training.selection": "best-validation", "data.max_count": 30}),
 }
+OTHER_STATISTICS = "best epoch"
+"""The run whose statistics depend on the number of processes."""
 
 
 def stopped(run: Run, folder: Path, number: int) -> None:
@@ -144,7 +147,7 @@ def counts(row: dict[str, Any]) -> list[int]:
 
 
 @pytest.mark.parametrize("other", ["2", "2 then 1", "2 then 3"])
-@pytest.mark.parametrize("name", [*RUNS][:-1])  # the last has other statistics with more processes
+@pytest.mark.parametrize("name", [name for name in RUNS if name != OTHER_STATISTICS])
 def test_any_number_of_processes_trains_what_one_does(
     name: str, other: str, folder: Path, rows: Callable[[Path], list[dict[str, Any]]]
 ) -> None:
@@ -186,3 +189,9 @@ def test_a_mistake_is_one_in_all(told: list[dict[str, Any]]) -> None:
     assert "holds a run; choose another --out, or remove the folder" in exists
     assert small == "batch size: got 1 for 2 processes; allowed: 2 or more, an image for each"
     assert "unknown data set, and no folder" in unknown
+
+
+@pytest.mark.parametrize("name", ["2", "2 stopped", "2 then 3"])
+def test_processes_that_share_a_run_attack_the_compiled_network(name: str, folder: Path) -> None:
+    run = json.loads((folder / "compiled" / name / "run.json").read_bytes())
+    assert run["choices"]["training.compile"].startswith("True: asked for; ")
