@@ -70,15 +70,38 @@ def test_a_function_gets_the_reports_and_nothing_is_shown(
 
 
 def test_a_steady_speed_gives_one_time() -> None:
-    time_left = TimeLeft(0, 0)
+    time_left = TimeLeft()
+    time_left.after(0, 0, 1)
     for second in range(1, 100):
         text = time_left.after(second, second, 200)
     assert text == "0:01:41"
 
 
+def test_a_first_moment_gives_no_time() -> None:
+    time_left = TimeLeft()
+    time_left.after(0, 0, 1)
+    assert time_left.after(1, 1, 4500) == ""
+    assert time_left.after(2, 100, 4500) == "0:01:28"
+
+
+def test_slow_work_gives_a_time_after_a_minute() -> None:
+    time_left = TimeLeft()
+    time_left.after(0, 0, 1)
+    assert time_left.after(59, 1, 1000) == ""
+    assert time_left.after(60, 1, 1000) == "16:39:00"
+
+
+def test_what_came_before_the_first_report_is_not_part_of_the_speed() -> None:
+    """Twelve seconds of preparation, and then a tenth of the work a second."""
+    time_left = TimeLeft()
+    assert time_left.after(12, 0, 100) == ""
+    assert time_left.after(13, 10, 100) == "0:00:09"
+
+
 def test_a_neighbour_that_starts_gives_a_range() -> None:
     """One unit a second, and after 100 seconds a quarter of it."""
-    time_left = TimeLeft(0, 0)
+    time_left = TimeLeft()
+    time_left.after(0, 0, 1)
     for second in range(1, 101):
         time_left.after(second, second, 300)
     for second in range(101, 221):
@@ -89,7 +112,7 @@ def test_a_neighbour_that_starts_gives_a_range() -> None:
 
 def test_after_a_while_the_time_is_one_again() -> None:
     """The neighbour works for two minutes, and is gone for forty."""
-    time_left, done = TimeLeft(0, 0), 0.0
+    time_left, done = TimeLeft(), 0.0
     for second in range(1, 2520):
         done += 0.25 if second < 120 else 1
         text = time_left.after(second, done, 4000)

@@ -24,6 +24,8 @@ reports."""
 LINE_SECONDS = 10.0  # between two lines of a log
 # the speed of late is that of the last minute, or of the last quarter of longer work
 RECENT_SECONDS, RECENT_SHARE = 60.0, 0.25
+# sooner, and with less done, no speed is known
+FIRST_SECONDS, FIRST_SHARE = 60.0, 0.01
 ALIKE = 1.5  # two estimates of a time with at most this factor between them are printed as one
 T = TypeVar("T")
 _report: ContextVar[Progress | None] = ContextVar("reading", default=None)
@@ -109,16 +111,21 @@ class TimeLeft:
     """The time that work still takes, by its speed on average and by that of late.
 
     They differ where something else on the machine has begun or ended. The time is then a range.
+    The speed counts from the first call, because what came before it only prepared the work.
     """
 
-    def __init__(self, now: float, done: float) -> None:
-        self.samples = deque([(now, done)])
-        self.begun = self.samples[0]
+    def __init__(self) -> None:
+        self.samples = deque[tuple[float, float]]()
+        self.begun: tuple[float, float] | None = None
 
     def after(self, now: float, done: float, total: float) -> str:
         """Return the time that is left when `done` of `total` is reached; "" if it is unknown."""
         self.samples.append((now, done))
-        recent = max(RECENT_SECONDS, RECENT_SHARE * (now - self.begun[0]))
+        self.begun = self.begun or (now, done)
+        seconds, progress = now - self.begun[0], done - self.begun[1]
+        if seconds < FIRST_SECONDS and progress < FIRST_SHARE * total:
+            return ""
+        recent = max(RECENT_SECONDS, RECENT_SHARE * seconds)
         while len(self.samples) > 2 and self.samples[1][0] <= now - recent:
             self.samples.popleft()
         estimates = []
@@ -157,13 +164,13 @@ def shown(title: str) -> Iterator[Progress]:
     with nullcontext() if plain else bar:
         number = bar.add_task(title, total=None, text="", left="")
         task = bar.tasks[0]
-        time_left = TimeLeft(time.monotonic(), 0)
+        time_left = TimeLeft()
 
         def show(done: float, total: float, text: str) -> None:
             nonlocal last, time_left
             if task.finished and done < total:
                 bar.reset(number)  # another task, with its own speed
-                last, time_left = -math.inf, TimeLeft(time.monotonic(), done)
+                last, time_left = -math.inf, TimeLeft()
             before, line, is_result = task.finished, text.rstrip(), text.endswith("\n")
             left = time_left.after(time.monotonic(), done, total)
             # a share that was shown stays, also where there is more to do than was expected
