@@ -2,9 +2,9 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -90,6 +90,54 @@ def as_float(x: Tensor) -> Tensor:
     return values.div_(255) if x.dtype == torch.uint8 else values
 
 
+@dataclass(eq=False)
+class _StateOfImages:
+    """What the parts that have run so far did to N images."""
+
+    y: Tensor  # (N,)
+    predictions: Tensor  # (N,), and the next two as in SuiteResult
+    correct: Tensor
+    x_adv: Tensor | None
+    correct_after: dict[str, Tensor] = field(default_factory=dict)
+    work: list[Unit] = field(default_factory=list)  # seconds and passes of each batch
+    examples: list[Example] = field(default_factory=list)
+
+    @classmethod
+    def before(cls, y: Tensor, natural: Tensor | None, x_adv: Tensor | None) -> Self:
+        """Return the state before the first part.
+
+        Without predictions on the clean images, `natural`, all images count as correct.
+        """
+        predictions = y.clone() if natural is None else natural.to(y.device, copy=True)
+        return cls(y, predictions, predictions == y, x_adv)
+
+    def update(self, indices: Tensor, unit: Unit) -> None:
+        """Take over the result of a part on the images at `indices`."""
+        predicted = torch.from_numpy(unit["predictions"]).to(self.y.device)
+        self.predictions[indices] = predicted
+        broken = indices[predicted != self.y[indices]]
+        self.correct[broken] = False
+        if self.x_adv is not None:
+            self.x_adv[broken] = torch.from_numpy(unit["x_adv"]).to(self.x_adv.device)
+        self.work.append({name: unit[name] for name in WORK})
+        self.examples += stored_examples([unit])
+
+    def result(self, plan: Plan, wanted: Examples | None) -> SuiteResult:
+        """Return the result after the last part; of the examples, the first that are `wanted`."""
+        examples = self.examples
+        if wanted is not None:
+            examples = wanted.first(examples, self.predictions.cpu().numpy())
+        return SuiteResult(
+            self.x_adv,
+            self.predictions,
+            self.correct,
+            parts={part: self.correct_after[part] for part in plan.parts},
+            facts=plan.facts(),
+            **{name: sum(unit[name].item() for unit in self.work) for name in WORK},
+            examples=examples,
+        )
+
+
 @dataclass(frozen=True)
 class SuiteRun:
     """The attacks of a plan on batches of images.
@@ -115,33 +163,21 @@ class SuiteRun:
 
         `natural` are the predictions on the clean images, (N,), if they are known.
         """
-        y, cost, done = self.y, self.plan.cost, 0
+        cost = self.plan.cost
         x_adv = as_float(self.x) if self.keep_examples else None
-        predictions = y.clone() if natural is None else natural.to(y.device, copy=True)
-        correct, after, units = predictions == y, dict[str, Tensor](), list[Unit]()
-        found: list[Example] = []
-        order = self.plan.parts if natural is not None else ("clean", *self.plan.parts)
-        for number, part in enumerate(order):
-            survivors = correct.nonzero().flatten()
-            total = done + len(survivors) * sum(map(cost, order[number:]))
-            for indices, unit in self.run(part, survivors, progress, done, total):
-                predicted = torch.from_numpy(unit["predictions"]).to(y.device)
-                broken = indices[predicted != y[indices]]
-                predictions[indices] = predicted
-                correct[broken] = False
-                if x_adv is not None:
-                    x_adv[broken] = torch.from_numpy(unit["x_adv"]).to(x_adv.device)
-                units.append({name: unit[name] for name in WORK})
-                found += stored_examples([unit])
-            after[part] = correct.clone()
-            done += len(survivors) * cost(part)
-        progress(done, done, "done")
-        parts = {part: after[part] for part in self.plan.parts}
-        work = {name: sum(unit[name].item() for unit in units) for name in WORK}
-        if self.examples is not None:
-            found = self.examples.first(found, predictions.cpu().numpy())
-        facts = self.plan.facts()
-        return SuiteResult(x_adv, predictions, correct, parts, facts, **work, examples=found)
+        state = _StateOfImages.before(self.y, natural, x_adv)
+        parts = self.plan.parts if natural is not None else ("clean", *self.plan.parts)
+        passes_done = 0
+        for number, part in enumerate(parts):
+            survivors = state.correct.nonzero().flatten()
+            passes_to_come = len(survivors) * sum(map(cost, parts[number:]))
+            total = passes_done + passes_to_come
+            for indices, unit in self.run(part, survivors, progress, passes_done, total):
+                state.update(indices, unit)
+            state.correct_after[part] = state.correct.clone()
+            passes_done += len(survivors) * cost(part)
+        progress(passes_done, passes_done, "done")
+        return state.result(self.plan, self.examples)
 
     def run(
         self, part: str, survivors: Tensor, progress: Progress, done: int, total: int

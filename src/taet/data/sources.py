@@ -5,7 +5,7 @@ import contextlib
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -176,29 +176,39 @@ def read_images(part: Part, data: Data) -> Pixels:
     _, height, width, channels = images.shape
     fits = size is None or (height, width) == (size, size)
     blocks: Iterator[Pixels]
-    if not isinstance(images, np.ndarray):
-        blocks = images.read(part.rows)
-    elif fits and data.storage != "disk" and not isinstance(images, np.memmap):
-        return images if part.rows is None else images[part.rows]
+    if isinstance(images, np.ndarray):
+        is_mapped = isinstance(images, np.memmap)
+        if fits and not is_mapped and data.storage != "disk":
+            return images if part.rows is None else images[part.rows]
+        blocks = _blocks_of(images, part)
     else:
-        rows = np.arange(len(part)) if part.rows is None else part.rows
-        step = max(1, PIECE // (height * width * channels))
-        blocks = (
-            np.asarray(images[rows[first : first + step]]) for first in range(0, len(rows), step)
-        )
+        blocks = images.read(part.rows)
     if size is not None and not fits:
         blocks, height, width = resized(blocks, size), size, size
 
     shape = len(part), height, width, channels
     if not on_disk(math.prod(shape), data.storage):
-        made, done = np.empty(shape, np.uint8), 0
-        for block in blocks:
-            made[done : done + len(block)] = block
-            done += len(block)
-        return made
+        return _joined(blocks, shape)
     whole = images.key if isinstance(images, ImageFiles) else images_sha256(images, part.labels)
     chosen = "" if part.rows is None else hashlib.sha256(part.rows.tobytes()).hexdigest()
     return kept(blocks, shape, f"{whole}\n{chosen}\n{size}, {PILLOW}")
+
+
+def _blocks_of(images: Pixels, part: Part) -> Iterator[Pixels]:
+    """Yield the images of a part in pieces that fit into memory."""
+    rows = np.arange(len(part)) if part.rows is None else part.rows
+    step = max(1, PIECE // math.prod(images.shape[1:]))
+    for first in range(0, len(rows), step):
+        yield np.asarray(images[rows[first : first + step]])
+
+
+def _joined(blocks: Iterable[Pixels], shape: tuple[int, ...]) -> Pixels:
+    """Return the blocks as one array of this shape."""
+    images, done = np.empty(shape, np.uint8), 0
+    for block in blocks:
+        images[done : done + len(block)] = block
+        done += len(block)
+    return images
 
 
 def _read(part: Part, data: Data) -> Split:

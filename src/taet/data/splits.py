@@ -272,24 +272,42 @@ def hold_out(labels: Ints, groups: Ints, share: float, seed: int) -> NDArray[np.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
-    parts = Fraction(share).limit_denominator(10) if share >= 0.1 else Fraction(1, round(1 / share))
-    codes = np.unique(groups, return_inverse=True)[1]
-    held = np.zeros(codes.max() + 1, bool)  # by group
-    folds = max(2, min(parts.denominator, len(held), int(np.bincount(labels).max())))
-    if len(held) < 2 or np.bincount(labels).max() < 2:
-        return held[codes]
-    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=np.random.RandomState(seed))
+    group_of_image = np.unique(groups, return_inverse=True)[1]
+    num_groups = int(group_of_image.max()) + 1
+    largest_class = int(np.bincount(labels).max())
+    held = np.zeros(num_groups, bool)  # by group
+    if num_groups < 2 or largest_class < 2:
+        return held[group_of_image]
+    tenths = Fraction(share).limit_denominator(10)
+    wanted_folds = tenths.denominator if share >= 0.1 else round(1 / share)
+    num_folds = max(2, min(wanted_folds, num_groups, largest_class))
+    held_folds = max(1, round(share * num_folds))
+    shuffled = np.random.RandomState(seed)
+    splitter = StratifiedGroupKFold(num_folds, shuffle=True, random_state=shuffled)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # classes with fewer images than folds
-        for _, test in islice(splitter.split(labels, labels, codes), max(1, round(share * folds))):
-            held[codes[test]] = True
-    sizes = np.bincount(codes)
-    owners, classes = np.unique(np.stack([codes, labels]), axis=1)
-    by_class = [owners[classes == label] for label in np.unique(labels)]
-    for own in (own for own in by_class if held[own].all()):
-        held[own[sizes[own].argmin()]] = False
-    for own in (own for own in by_class if len(own) > 1 and not held[own].any()):
-        left = np.bincount(classes[~held[owners]])
-        free = np.setdiff1d(own, owners[left[classes] <= 1])
-        held[free[sizes[free].argsort()[:1]]] = True
-    return held[codes]
+        folds = splitter.split(labels, labels, group_of_image)
+        for _, rows in islice(folds, held_folds):
+            held[group_of_image[rows]] = True
+    _leave_every_class_a_group(held, labels, group_of_image)
+    return held[group_of_image]
+
+
+def _leave_every_class_a_group(held: NDArray[np.bool_], labels: Ints, group_of_image: Ints) -> None:
+    """Change which groups are `held` (G,), so that a class keeps one, and has one held where it
+    can."""
+    size_of_group = np.bincount(group_of_image)
+    pairs = np.unique(np.stack([group_of_image, labels]), axis=1)  # each group with its classes
+    group_of_pair, class_of_pair = pairs
+    groups_of_classes = [group_of_pair[class_of_pair == label] for label in np.unique(labels)]
+    for own in groups_of_classes:
+        if held[own].all():
+            smallest = own[size_of_group[own].argmin()]
+            held[smallest] = False
+    for own in groups_of_classes:
+        if len(own) > 1 and not held[own].any():
+            kept_groups = np.bincount(class_of_pair[~held[group_of_pair]])  # by class
+            is_last = kept_groups[class_of_pair] <= 1
+            free = np.setdiff1d(own, group_of_pair[is_last])
+            smallest_first = free[size_of_group[free].argsort()]
+            held[smallest_first[:1]] = True
