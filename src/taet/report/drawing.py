@@ -154,30 +154,43 @@ def forest_plot(
     names = {row: textwrap.wrap(row, NAMES_LETTERS) for row in rows}
     most_lines = max(len(lines) for lines in names.values())
     height = max(row_height, GAP + LINE_HEIGHT * most_lines)
+    tops = {row: height * number for number, row in enumerate(rows)}
     bottom = height * len(rows)
     x = linear_scale(0, end, NAMES_WIDTH, RIGHT)
-    tops = {row: height * number for number, row in enumerate(rows)}
+
     marks = []
+    drawn = scores[scores["row"].isin(tops)]
     for number, ((value, colour), marker) in enumerate(zip(colours.items(), MARKERS, strict=False)):
         share = 0.5 + MARKED_SHARE * ((number + 0.5) / len(colours) - 0.5)
-        intervals = []
-        for line in scores[scores[series] == value].itertuples():
-            if line.row in tops:
-                y = round(tops[line.row] + height * share, 1)
-                intervals.append(Interval(x(line.accuracy), x(line.low), x(line.high), y))
-        points = "".join(f"M{at.x} {at.y}{marker}" for at in intervals)
-        bars = "".join(f"M{at.low} {at.y}H{at.high}" for at in intervals)
-        marks.append(Marks(value, colour, marker, points, bars))
+        intervals = [
+            Interval(
+                x(score.accuracy),
+                x(score.low),
+                x(score.high),
+                y=round(tops[score.row] + height * share, 1),
+            )
+            for score in drawn[drawn[series] == value].itertuples()
+        ]
+        marks.append(_interval_marks(value, colour, marker, intervals))
+
     labels, grid = [], ""
     for tick in percent_ticks(end, least=1):
-        at = x(tick / 100)
-        labels.append(Label(at, bottom + 18, "middle", f"{tick:g} %"))
-        grid += f"M{at} 0V{bottom}"
+        x_tick = x(tick / 100)
+        labels.append(Label(x_tick, bottom + 18, "middle", f"{tick:g} %"))
+        grid += f"M{x_tick} 0V{bottom}"
     for row, top in tops.items():
         labels += _row_name(names[row], top + height / 2)
-    grid += "".join(f"M0 {y}H{RIGHT}" for y in (*tops.values(), bottom))
+        grid += f"M0 {top}H{RIGHT}"
+    grid += f"M0 {bottom}H{RIGHT}"
     description = f"with 95 % intervals, one row per {what}: {', '.join(colours)}"
     return Panel(title, description, bottom + TICKS_BELOW, grid, labels, marks)
+
+
+def _interval_marks(name: str, colour: str, marker: str, intervals: Sequence[Interval]) -> Marks:
+    """Return the marks of a forest plot in one colour."""
+    points = "".join(f"M{at.x} {at.y}{marker}" for at in intervals)
+    bars = "".join(f"M{at.low} {at.y}H{at.high}" for at in intervals)
+    return Marks(name, colour, marker, points, bars)
 
 
 def _row_name(lines: Sequence[str], middle: float) -> list[Label]:
@@ -209,17 +222,11 @@ def line_plot(
     y = linear_scale(0, end, PLOT_HEIGHT, 0)
     marks = []
     for (row, colour), marker in zip(lines.items(), MARKERS, strict=False):
-        line = points[points["row"] == row].sort_values("x")
-        at = [x(value) for value in line["x"]]
-        middle = list(zip(at, map(y, line["accuracy"]), strict=True))
-        marked = middle[:: max(1, len(middle) // MOST_MARKERS)]
-        band = ""
-        if has_intervals:
-            upper = list(zip(at, map(y, line["high"]), strict=True))
-            lower = list(zip(at, map(y, line["low"]), strict=True))
-            band = path_through([*upper, *reversed(lower)]) + "z"
-        shown = "".join(f"M{left} {top}{marker}" for left, top in marked)
-        marks.append(Marks(row, colour, marker, shown, line=path_through(middle), band=band))
+        of_row = points[points["row"] == row].sort_values("x")
+        pixels = {
+            name: of_row[name].map(y) for name in ("accuracy", "low", "high") if name in of_row
+        }
+        marks.append(_curve(row, colour, marker, of_row["x"].map(x), pixels))
     labels, grid = [], ""
     for tick in percent_ticks(end, least=0.001):
         at_tick = y(tick / 100)
@@ -230,6 +237,22 @@ def line_plot(
     labels.append(Label((PLOT_LEFT + RIGHT) / 2, PLOT_HEIGHT + 38, "middle", axis))
     description = f"balanced accuracy against the {axis}, one line for each row"
     return Panel(title, description, PLOT_HEIGHT + LABEL_BELOW, grid, labels, marks)
+
+
+def _curve(
+    name: str, colour: str, marker: str, x: Iterable[float], y: Mapping[str, Iterable[float]]
+) -> Marks:
+    """Return a line through `y["accuracy"]` with its markers and, between `y["low"]` and
+    `y["high"]` if there are any, a band."""
+    middle = list(zip(x, y["accuracy"], strict=True))
+    marked = middle[:: max(1, len(middle) // MOST_MARKERS)]
+    markers = "".join(f"M{left} {top}{marker}" for left, top in marked)
+    band = ""
+    if "high" in y:
+        upper = list(zip(x, y["high"], strict=True))
+        lower = list(zip(x, y["low"], strict=True))
+        band = path_through([*upper, *reversed(lower)]) + "z"
+    return Marks(name, colour, marker, markers, line=path_through(middle), band=band)
 
 
 def heat_map(title: str, shares: Floats, names: Sequence[str]) -> Panel:
