@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from taet import models
 from taet.models import foreign, resnet
+from taet.models.weight_files.identification import describe_file
+from taet.models.weight_files.stored_weights import read
 from tests.calls import one_line
 from tests.models.checkpoint_forms import FORMS
 from tests.models.reference_networks import (
@@ -177,3 +179,58 @@ def test_torchvisions_resnet_is_ours_with_the_first_layers_for_large_images(
     with torch.no_grad():
         torch.testing.assert_close(network(x), theirs(x), rtol=1e-4, atol=1e-4)
     assert "with the names of torchvision" in notes[0]
+
+
+# Beside the network
+
+
+def state_of(network: nn.Module) -> dict[str, Tensor]:
+    return dict(network.state_dict())
+
+
+def test_a_second_head_does_not_take_the_place_of_the_first(tmp_path: Path) -> None:
+    state = state_of(ResNet18(WIDTH))
+    second = {"linear2.weight": torch.ones_like(state["linear.weight"])}
+    path = saved({**state, **second}, tmp_path / "net.pt")
+    with one_line("it also has linear2.weight; allowed: no tensor that the model lacks"):
+        load("resnet18", path)
+
+
+def test_class_weights_of_a_loss_are_left_out_and_named(tmp_path: Path) -> None:
+    theirs = random_statistics(ResNet18(WIDTH))
+    content = {**under("net.", theirs), "criterion.weight": torch.arange(10.0)}
+    path = saved({"state_dict": content}, tmp_path / "lightning.ckpt")
+    network, notes = load("resnet18", path)
+    torch.testing.assert_close(logits(network), logits(theirs), rtol=1e-4, atol=1e-4)
+    assert "but for criterion.weight, of a loss" in notes[0]
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod", "_fsdp_wrapped_module"])
+def test_a_part_that_torch_wraps_keeps_its_name(wrapper: str, tmp_path: Path) -> None:
+    theirs = random_statistics(ResNet18(WIDTH))
+    content = {
+        name.replace("layer1.", f"layer1.{wrapper}."): value
+        for name, value in state_of(theirs).items()
+    }
+    network, _ = load("resnet18", saved(content, tmp_path / "net.pt"))
+    torch.testing.assert_close(logits(network), logits(theirs), rtol=1e-4, atol=1e-4)
+
+
+def description(content: dict[str, Tensor], folder: Path) -> list[str]:
+    """What `taet check` says of a file."""
+    return describe_file(read(saved(content, folder / "net.pt")))
+
+
+def test_a_file_without_its_last_layer_is_for_training(tmp_path: Path) -> None:
+    state = state_of(ResNet18(WIDTH))
+    body = {name: value for name, value in state.items() if not name.startswith("linear.")}
+    lines = description(body, tmp_path)
+    assert lines[-2] == "last layer: not in the file, so it classifies nothing yet"
+    assert lines[-1].startswith("to train it: taet train METHOD --model resnet18 --model.weights ")
+
+
+def test_a_file_of_values_that_are_not_finite_is_for_nothing(tmp_path: Path) -> None:
+    state = state_of(ResNet18(WIDTH))
+    state["conv1.weight"] = state["conv1.weight"] * torch.nan
+    lines = description(state, tmp_path)
+    assert lines[-1] == "not to be used: some of these numbers are not finite"

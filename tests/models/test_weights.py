@@ -3,6 +3,7 @@ never run."""
 
 import gzip
 import os
+import pickle
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -112,6 +113,23 @@ def arrays_of_numpy(path: Path) -> None:
         np.savez(file, **arrays)
 
 
+def tensors_in_a_pickle(path: Path) -> None:
+    path.write_bytes(pickle.dumps(network().state_dict()))
+
+
+def arrays_of_torch_save(path: Path) -> None:
+    arrays = {name: value.numpy() for name, value in network().state_dict().items()}
+    torch.save({"state_dict": arrays}, path)
+
+
+def quantised(path: Path) -> None:
+    """Names and values as torch.ao.quantization gives them."""
+    packed = {"0._packed_params._packed_params": (torch.ones(2, 2), torch.ones(2))}
+    torch.save(
+        {"0.scale": torch.tensor(1.0), "0._packed_params.dtype": torch.qint8, **packed}, path
+    )
+
+
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "int8": (with_weight(Tensor.char), "0.weight: got torch.int8; allowed: torch.float32 values"),
     "nan": (
@@ -141,6 +159,9 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: path.write_bytes(gzip.compress(b"weights")),
         "it is compressed; allowed: the file inside it",
     ),
+    "a pickle": (tensors_in_a_pickle, "it is a pickle that torch.save did not write"),
+    "arrays beside an epoch": (arrays_of_torch_save, r"arrays of NumPy.*torch.from_numpy\(array\)"),
+    "a quantised network": (quantised, "a quantised network, which has no gradients"),
     "arrays": (arrays_of_numpy, "it is an archive of NumPy; allowed: tensors by name"),
     "a damaged directory": (damaged_directory, "holds no weights .*BadZipFile"),
     "a flipped bit": (flipped, "holds no weights .*BadZipFile"),
@@ -389,7 +410,11 @@ def test_a_network_that_is_used_whole_takes_all_of_its_weights_or_none(tmp_path:
         ({"0.weight": None}, r"the first 0.weight: got no such tensor; allowed: \(\d+, 3, 3, 3\)"),
         ({"head.weight": torch.ones(4, 64, dtype=torch.int8)}, "weight: got torch.int8"),
         (
-            {"conv1.weight": torch.ones(1), "layer1.0.conv1.weight": torch.ones(1)},
+            {
+                "conv1.weight": torch.ones(1),
+                "layer1.0.conv1.weight": torch.ones(1),
+                "fc.weight": torch.ones(1),
+            },
             "names are torchvision's: --model t",
         ),
     ],

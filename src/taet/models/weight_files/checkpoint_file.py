@@ -156,6 +156,9 @@ OTHER_FORMATS = {
     b"{": "it is JSON; allowed: a file of weights that it names",
 }
 """What files of other kinds begin with, and what to give in their place."""
+PICKLE = b"\x80"
+MAGIC_OF_TORCH = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""The number that a file of torch before version 1.6 begins with, after the pickle's version."""
 
 
 def _other_format(path: Path) -> str:
@@ -167,6 +170,12 @@ def _other_format(path: Path) -> str:
     for first, text in OTHER_FORMATS.items():
         if beginning.startswith(first):
             return text
+    if beginning.startswith(PICKLE) and not beginning[2:].startswith(MAGIC_OF_TORCH):
+        return (
+            "it is a pickle that torch.save did not write, and reading it runs its code; allowed: "
+            "tensors by name, made where the file is trusted, by: import pickle, torch; "
+            f"torch.save(pickle.load(open('{path.name}', 'rb')), '{path.stem}-weights.pt')"
+        )
     names = _names_in_archive(path)
     if names and all(name.endswith(".npy") for name in names):
         return (

@@ -101,22 +101,34 @@ def describe_file(stored: StoredWeights) -> list[str]:
         f"tensors: {shapes[0]}, ..., {shapes[-1]}",
         *stored.notes,
     ]
+    if not all(value.isfinite().all() for value in stored.tensors.values()):
+        return [*lines, "not to be used: some of these numbers are not finite"]
     names = networks_of(stored)
+    has_head = True
     if stored.is_of_run:
         lines.append("names: those of a run of taet")
     if names:
         recognised = _fitting(stored.tensors, LAYOUTS[names[0]])
         if recognised is not None:
             lines += _about_names(recognised)
+            has_head = _has_head(recognised)
     classes = stored.class_names()
     if classes is not None:
         lines.append(f"classes: {join_words(classes, most=MOST_NAMES)}")
     lines.append(f"network: {' or '.join(names) or f'not recognised; {NETWORKS}'}")
     network = names[0] if names else "NAME"
-    lines.append(
-        f"to attack it: taet evaluate --model {network} --weights {stored.path} --data NAME"
-    )
-    return lines
+    if has_head:
+        use = f"attack it: taet evaluate --model {network} --weights {stored.path}"
+    else:
+        lines.append("last layer: not in the file, so it classifies nothing yet")
+        use = f"train it: taet train METHOD --model {network} --model.weights {stored.path}"
+    return [*lines, f"to {use} --data NAME"]
+
+
+def _has_head(recognised: Recognised) -> bool:
+    """Whether a file has a last layer, by its name or as all that is left over."""
+    has_named_head = any(name.startswith("head.") for name in recognised.tensors)
+    return has_named_head or bool(recognised.left_over)
 
 
 def _about_names(recognised: Recognised) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from taet.errors import UserError, exception_text
+from taet.formatting import join_words
 from taet.models.classifier import Adapter, Classifier
 from taet.models.normalization import Statistics, format_statistics
 from taet.models.resnet import RawShortcutBlock, ResidualBody
@@ -43,6 +44,8 @@ def describe(stored: StoredWeights, recognised: Recognised) -> str:
         parts.append(f", without the prefix '{recognised.prefix}'")
     if recognised.name_map.whose:
         parts.append(f", with the names of {recognised.name_map.whose}")
+    if recognised.of_loss:
+        parts.append(f", but for {join_words(recognised.of_loss, most=3)}, of a loss")
     return "".join(parts)
 
 
@@ -55,7 +58,9 @@ def load_all(network: nn.Module, stored: StoredWeights, recognised: Recognised) 
     optional: tuple[str, ...] = (COUNTER,)
     if isinstance(network, Classifier) and not stored.is_of_run:
         optional = (COUNTER, *SETTINGS)
-        tensors |= _head_without_name(network, left_over)
+        has_head = any(name.startswith("head.") for name in tensors)
+        if not has_head:
+            tensors |= _head_without_name(network, left_over)
     if left_over:
         raise left_over_error(stored, network, left_over)
     remarks = _remarks(stored, recognised, network)

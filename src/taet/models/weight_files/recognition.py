@@ -19,6 +19,8 @@ COUNTER = "num_batches_tracked"  # that old files lack, and no evaluation uses
 MEANS = re.compile(r"(^|[._])(mean|means|mu)$")
 DEVIATIONS = re.compile(r"(^|[._])(std|stds|sd|sigma)$")
 MOST_CHANNELS = 4
+LOSSES = re.compile(r"(criterion|loss(_fn|_func|_function)?|\w+_loss)\.")
+"""Parts beside a network, in a module that holds both, whose tensors are class weights."""
 
 
 class NameMap(NamedTuple):
@@ -44,6 +46,8 @@ class Recognised(NamedTuple):
     normalization: Statistics | None
     left_over: dict[str, Tensor]
     """What is no tensor of the network, by the names in the file without the prefix."""
+    of_loss: tuple[str, ...] = ()
+    """Names in the file of tensors of a loss, which no image passes."""
 
 
 def is_of_run(tensors: Mapping[str, Tensor]) -> bool:
@@ -105,12 +109,14 @@ def _prefixes(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> Iterat
 
 def _recognised(tensors: Mapping[str, Tensor], prefix: str, name_map: NameMap) -> Recognised:
     """Sort the tensors of a file into those of the network, its normalisation and the others."""
-    of_network, others = {}, {}
+    of_network, others, of_loss = {}, {}, list[str]()
     names = {**name_map.names, **name_map.head}
     for name, value in tensors.items():
         inner = name.removeprefix(prefix)
         if name.startswith(prefix) and inner in names:
             of_network[names[inner]] = value
+        elif LOSSES.match(name):
+            of_loss.append(name)
         elif not _is_unused(inner, name_map.naming):
             others[inner] = value
     left_over = {
@@ -119,7 +125,7 @@ def _recognised(tensors: Mapping[str, Tensor], prefix: str, name_map: NameMap) -
     normalization = None
     if not name_map.names.keys() & {"mean", "std"}:
         normalization, left_over = _take_normalization(left_over)
-    return Recognised(of_network, prefix, name_map, normalization, left_over)
+    return Recognised(of_network, prefix, name_map, normalization, left_over, tuple(of_loss))
 
 
 def _is_unused(name: str, naming: Naming | None) -> bool:

@@ -16,6 +16,9 @@ AVERAGED = re.compile(r"(?<!un)(?<!non)(ema|averag|swa)")
 """In the key of weights that are averaged over the training."""
 NOT_WEIGHTS = re.compile(r"optim|sched|scaler|rng")
 """In the key of a mapping that may hold tensors, and is no network."""
+WRAPPERS = re.compile(r"(?<=\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""What torch puts into the names of a part that is compiled, sharded or checkpointed."""
+QUANTISED = "._packed_params"
 DEEPEST = 6  # mappings inside mappings that are searched
 NOT_OF_A_NETWORK = "n_averaged"  # the counter of torch's AveragedModel
 
@@ -93,13 +96,18 @@ def _named_tensors(content: Mapping[object, object], path: str) -> dict[str, Ten
     tensors, others = {}, []
     for name, value in content.items():
         if isinstance(name, str) and isinstance(value, Tensor):
-            tensors[name] = value
+            tensors[WRAPPERS.sub("", name)] = value
         else:
             others.append((str(name), value))
     has_dotted_names = _has_dotted_names(tensors)
     if not tensors or (others and not has_dotted_names):
         return None
     for name, value in others:
+        if QUANTISED in name:
+            raise UserError(
+                f"{path} holds a quantised network, which has no gradients to attack it by; "
+                "allowed: its weights from before it was quantised"
+            )
         if "." in name and isinstance(value, StandIn):
             raise UserError(
                 f"{path} holds pickled code ({value.origin}), which is never run; save "
@@ -145,10 +153,26 @@ def _listed(keys: Iterable[str]) -> str:
     return join_words([f"'{key}'" for key in keys], most=6)
 
 
+def _holds_arrays(content: object, depth: int = 0) -> bool:
+    """Whether mappings of arrays of NumPy are all that may be weights in a checkpoint."""
+    if not isinstance(content, Mapping) or depth > DEEPEST:
+        return False
+    return any(
+        (isinstance(value, StandIn) and value.origin.startswith("numpy."))
+        or _holds_arrays(value, depth + 1)
+        for value in content.values()
+    )
+
+
 def _no_weights(content: object, path: str) -> UserError:
     under = f"alone or under one of {', '.join(USUAL_KEYS)}"
     keys = [str(key) for key in content] if isinstance(content, Mapping) else []
     got = f", its keys are {join_words(keys, most=4)}" if keys else ""
+    if _holds_arrays(content):
+        return UserError(
+            f"{path} holds arrays of NumPy{got}; allowed: tensors by name, as "
+            "torch.save({name: torch.from_numpy(array)}) writes them"
+        )
     return UserError(
         f"{path} holds no weights{got}; allowed: names and tensors, as model.state_dict() gives "
         f"them, {under}"
