@@ -6,6 +6,7 @@ import pytest
 
 from taet.data import load
 from taet.data.notes import naming_image_files
+from tests.calls import one_line
 from tests.data.conftest import note_of
 
 
@@ -34,6 +35,20 @@ def test_a_table_may_name_splits(images, write_table):
     assert levels(dataset.test) == [0, 2, 4, 6, 8]
 
 
+@pytest.mark.parametrize("column", ["set", "Usage", "partition"])
+def test_a_column_whose_cells_are_all_splits_gives_the_splits(column, images, write_table):
+    rows = [f"images/{i:02d}.png,{i // 6},{'Training' if i % 2 else 'Testing'}" for i in range(10)]
+    dataset = load(write_table(images, rows, f"path,label,{column}"))
+    assert levels(dataset.test) == [0, 2, 4, 6, 8]
+    assert note_of(dataset, "columns").numbers["split"] == column
+
+
+def test_a_column_of_that_name_with_other_cells_gives_none(images, write_table):
+    rows = [f"{row},{'train' if i else 'A'}" for i, row in enumerate(labels())]
+    dataset = load(write_table(images, rows, "path,label,set"))
+    assert note_of(dataset, "unused-columns").numbers["names"] == ("set",)
+
+
 def test_repeated_rows_count_once(images, write_table):
     dataset = load(write_table(images, labels() * 2))
     assert len(dataset.train) + len(dataset.test) == 10
@@ -43,6 +58,30 @@ def test_a_table_by_pandas_on_windows_is_read(images, write_table):
     expected = load(write_table(images, labels())).manifest()
     rows = [f"{i},{row}".replace("/", "\\") for i, row in enumerate(labels())]
     assert load(write_table(images, rows, ",path,label")).manifest() == expected
+
+
+def test_a_table_that_excel_saves_as_unicode_text_is_read(images, write_table):
+    expected = load(write_table(images, labels())).manifest()
+    (images / "table.csv").write_text("\n".join(["path,label", *labels()]), encoding="utf-16")
+    assert load(images).manifest() == expected
+
+
+def test_lists_of_paths_and_numbers_are_the_tables_of_their_splits(images):
+    """The form of ImageNet-LT and Places-LT."""
+    for split, first in (("train", 0), ("test", 1)):
+        lines = [f"images/{i:02d}.png {i // 5}\n" for i in range(first, 10, 2)]
+        (images / f"Places_LT_{split}.txt").write_text("".join(lines))
+    dataset = load(images)
+    assert dataset.class_names == ("0", "1")
+    assert levels(dataset.test) == [1, 3, 5, 7, 9]
+    assert dataset.test.labels.tolist() == [0, 0, 1, 1, 1]
+
+
+def test_a_text_of_other_lines_is_no_list(images):
+    (images / "README.txt").write_text("Images of 2024\n")
+    (images / "train.txt").write_text("images/00.png 0\nimages/01.png\n")
+    with one_line(r"train.txt', line 2: got 'images/01.png'; allowed: the path of an image and"):
+        load(images)
 
 
 @pytest.mark.parametrize(
@@ -147,6 +186,20 @@ def test_named_columns_that_no_table_has_are_refused_with_those_it_has(
 ):
     write_table(images, labels(), "scan,finding")
     refused(images, "data path: got 'scan'; .*'table.csv' has the columns", path_column="scan")
+
+
+def test_where_no_table_is_understood_its_first_line_is_shown(images, write_table, refused):
+    write_table(images, labels(), "scan,finding")
+    refused(
+        images,
+        r"holds no class folders; .*the first line of 'table.csv' is scan and finding: "
+        r"--data.path and --data.label name its columns",
+    )
+
+
+def test_a_table_of_another_program_is_named(images, refused):
+    (images / "labels.xlsx").write_bytes(b"PK")
+    refused(images, "holds no class folders; .*'labels.xlsx' is not read: save it as a .csv in UTF")
 
 
 def test_a_folder_in_the_form_of_isic_2018_is_read(tmp_path, fill):

@@ -133,7 +133,9 @@ def list_folder(path: Path, data: Data, only_test: bool = False) -> Listing:
         made = _of_class_folders(path, beside, data, only_test)
     if not made.tables_used:
         _refuse_named_columns(folder, data)
-    return Listing(made.images, made.notes + _unused_tables(folder, made, data))
+    unused = [table for table in beside if table not in made.tables_used]
+    notes = [*made.notes, *_unused_labels(unused), *_unused_tables(folder, made, data)]
+    return Listing(made.images, notes)
 
 
 def _tables_near(folder: Path, data: Data) -> list[Path]:
@@ -278,6 +280,19 @@ def _check_folders_agree(images: Sequence[LabelledImage], path: Path, table: Pat
         )
 
 
+def _unused_labels(unused: Sequence[Path]) -> list[DataNote]:
+    """Return a note on tables of labels, where folders give the labels."""
+    if not unused:
+        return []
+    names = join_words((f"'{table.name}'" for table in unused), most=3)
+    text = f"tables of labels that are not used: {names}{_use_of_table(unused[0])}"
+    return [DataNote(text, "unused-tables", count=len(unused))]
+
+
+def _use_of_table(table: Path) -> str:
+    return f"; --data 'csv:{table}' takes the labels of that table"
+
+
 def _unused_tables(folder: Path, made: FolderListing, data: Data) -> list[DataNote]:
     """Return a note on each table in a folder whose groups or splits could be meant, and are not
     used.
@@ -313,12 +328,7 @@ def _of_class_folders(
     used."""
     _check_group_option(data.group)
     images, notes, _ = _of_split("", path, (), data)
-    hint = ""
-    if beside:
-        hint = f"; --data 'csv:{beside[0]}' takes the labels of that table"
-        names = join_words((f"'{table.name}'" for table in beside), most=3)
-        text = f"tables of labels that are not used: {names}{hint}"
-        notes.append(DataNote(text, "unused-tables", count=len(beside)))
+    hint = _use_of_table(beside[0]) if beside else ""
     _check_no_splits_inside(images, path)
     if not only_test and len({image.label for image in images}) == 1:
         if images[0].group:
@@ -394,6 +404,8 @@ def _of_split(split: str, outer: Path, known: Collection[str], data: Data) -> Fo
                 notes.append(DataNote(f"'{other.name}' is left out", "folder", name=other.name))
     table = _table_of(folder, data) if split and not subfolders(folder) else None
     if table is None:
+        if not subfolders(folder):
+            raise _no_class_folders(folder, outer, data)
         images, own_notes = class_folders(folder, split)
         return FolderListing(images, notes + own_notes)
     # a label 0 is class 00000
@@ -404,6 +416,31 @@ def _of_split(split: str, outer: Path, known: Collection[str], data: Data) -> Fo
     ]
     text = f"'{folder.name}' has no class folders: its labels are those of '{table.name}'"
     return FolderListing(images, [*notes, DataNote(text, "table", splits=(split,))], [table])
+
+
+def _no_class_folders(folder: Path, outer: Path, data: Data) -> UserError:
+    """Return the error for a folder without class folders, with what the first table near it
+    lacks."""
+    hints = list[str]()
+    for place in dict.fromkeys([outer, folder]):
+        for table, roles in tables.headers(place, data).items():
+            if columns := join_words(tables.header(table), most=5):
+                first_line = f"the first line of '{table.name}' is {columns}"
+                hints.append(f"; {first_line}: {_options_of_columns(roles)} its columns")
+        for other in sorted(place.iterdir()):
+            if other.suffix.lower() in tables.OTHER_TABLES:
+                hints.append(f"; '{other.name}' is not read: save it as a .csv in UTF-8")
+    hint = hints[0] if hints else ""
+    return UserError(
+        f"'{folder}' holds no class folders; allowed: class folders, or a table: csv:FILE{hint}"
+    )
+
+
+def _options_of_columns(roles: tables.Roles) -> str:
+    """Return the options that name the columns which no usual name tells."""
+    if roles.label:
+        return "--data.path names"
+    return "--data.label names" if roles.path else "--data.path and --data.label name"
 
 
 def _has_labels(outer: Path, data: Data) -> bool:

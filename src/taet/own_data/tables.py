@@ -1,5 +1,7 @@
-"""Tables of labelled image files: a .csv with a header, or a .jsonl."""
+"""Tables of labelled image files: a .csv with a header, a .jsonl, or a .txt of paths and
+numbers."""
 
+import codecs
 import csv
 import io
 import json
@@ -28,11 +30,16 @@ TABLE = (
     "a .csv in UTF-8 (Excel: CSV UTF-8) with a header, with path, label and optionally split and "
     "group"
 )
-TABLE_SUFFIXES = (".csv", ".tab", ".tsv", ".jsonl", "")
-LINES = ".jsonl"
+TABLE_SUFFIXES = (".csv", ".tab", ".tsv", ".jsonl", ".txt", "")
+LINES, LIST = ".jsonl", ".txt"
+OTHER_TABLES = (".xlsx", ".xls", ".ods", ".parquet", ".json")
+"""Suffixes of files that may be tables of labels, and are not read."""
+LIST_LINE = re.compile(rf"(.+(?:{'|'.join(map(re.escape, SUFFIXES))}))\s+(\d+)\s*", re.IGNORECASE)
+"""A line of a list, as those of ImageNet-LT and Places-LT: the path of an image and its class."""
 COLUMNS = {
     "path": (
         *("path", "file", "filename", "file_name", "image", "image_id", "isic_id"),
+        "image_index",
         *("image_name", "img_name", "image_path", "img_path", "filepath", "file_path", "id_code"),
     ),
     "label": ("label", "class", "classid", "class_id", "target", "dx", "diagnosis"),
@@ -41,6 +48,8 @@ COLUMNS = {
 }
 """Usual names of columns, in any case, with _ or a space; the first is used: a patient may have
 several lesions."""
+SPLIT_COLUMNS = ("set", "subset", "partition", "phase", "usage", "dataset")
+"""Names of columns that are of splits if all of their cells are names of splits."""
 PREDICTIONS = ["path", "class", "probability"]
 """First columns of a table by `taet predict`, which holds no labels."""
 ZERO_OR_ONE = {"0", "1", "0.0", "1.0"}
@@ -79,9 +88,31 @@ class Roles(NamedTuple):
 def read_table(path: Path) -> ImageTable:
     """Return the rows of a table: the place of each, and its cells by column."""
     with reading(path, TABLE):
-        text = path.read_text("utf-8-sig")
-        is_lines = path.suffix.lower() == LINES
-        return _read_json_lines(path, text) if is_lines else _read_csv(path, text)
+        text = _decoded(path.read_bytes())
+        readers = {LINES: _read_json_lines, LIST: _read_list}
+        reader = readers.get(path.suffix.lower(), _read_csv)
+        return reader(path, text)
+
+
+def _decoded(content: bytes, errors: str = "strict") -> str:
+    """Return the text of a table: UTF-16 where it begins with its mark, as Excel's "Unicode text"
+    does, else UTF-8."""
+    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if is_utf16 else "utf-8-sig", errors)
+
+
+def _read_list(path: Path, text: str) -> ImageTable:
+    rows = list[TableRow]()
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        place = f"'{path}', line {number}"
+        found = LIST_LINE.fullmatch(line)
+        if found is None:
+            got = shortened(line, 60)
+            raise UserError(f"{place}: got '{got}'; allowed: the path of an image and a number")
+        rows.append(TableRow(place, {"path": found[1], "label": found[2]}))
+    return ImageTable(path, ["path", "label"], rows)
 
 
 def _read_json_lines(path: Path, text: str) -> ImageTable:
@@ -174,9 +205,11 @@ def headers(folder: Path, data: Data) -> dict[Path, Roles]:
 def header(path: Path) -> list[str]:
     """Return the names of the columns of a table, from its beginning alone."""
     with path.open("rb") as file:
-        text = file.read(HEADER_BYTES).decode("utf-8-sig", "replace")
+        text = _decoded(file.read(HEADER_BYTES), "replace")
     before, delimiter = _beginning(text)
     line = [*text.splitlines()[before:], ""][0]
+    if path.suffix.lower() == LIST:
+        return ["path", "label"] if LIST_LINE.fullmatch(line) else []
     if path.suffix.lower() != LINES:
         return [name.strip(' "\r\n') for name in line.split(delimiter)]
     try:
@@ -266,6 +299,8 @@ def labelled(path: Path, folder: Path, data: Data) -> Listing:
     table = read_table(path)
     _check_named_columns(table, data)
     roles = roles_of(table.columns, data)
+    if not roles.split:
+        roles = roles._replace(split=_column_of_splits(table, roles))
     classes = [] if roles.label else class_columns(table, roles, data)
     _check_roles(table, roles, classes)
     other_groups = list[str]()
@@ -282,6 +317,17 @@ def labelled(path: Path, folder: Path, data: Data) -> Listing:
             )
     placed = find_files([*images.values()], folder)
     return Listing(placed.images, _column_notes(table, roles, classes) + placed.notes)
+
+
+def _column_of_splits(table: ImageTable, roles: Roles) -> str:
+    """Return the column with one of `SPLIT_COLUMNS` as its name whose cells are all names of
+    splits, train among them; "" if there is none."""
+    for name in table.columns:
+        if name.lower() in SPLIT_COLUMNS and name not in roles:
+            splits = {SPLITS.get(row.cells[name].lower(), "") for row in table.rows}
+            if "train" in splits and "" not in splits:
+                return name
+    return ""
 
 
 def _check_named_columns(table: ImageTable, data: Data) -> None:
