@@ -132,6 +132,11 @@ def test_numbers_are_classes_in_the_order_of_numbers(images, write_table):
     assert load(write_table(images, rows)).class_names == ("-1", "2", "10")
 
 
+def test_whole_numbers_with_a_fraction_of_zero_are_classes_in_their_order(images, write_table):
+    rows = [f"images/{i:02d}.png,{10 if i % 2 else 2}.0" for i in range(10)]
+    assert load(write_table(images, rows)).class_names == ("2", "10")
+
+
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 def test_usual_delimiters_are_read(delimiter, images, write_table):
     rows = [row.replace(",", delimiter) for row in labels()]

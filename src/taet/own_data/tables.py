@@ -56,6 +56,7 @@ ZERO_OR_ONE = {"0", "1", "0.0", "1.0"}
 """Cells of a column for a class."""
 SUBMISSION = re.compile("submission", re.IGNORECASE)
 """In the name of a table of a competition whose labels are examples of answers."""
+WHOLE_NUMBER = re.compile(r"\d{1,18}\.0+")
 HEADER_BYTES = 1 << 16
 
 
@@ -315,8 +316,18 @@ def labelled(path: Path, folder: Path, data: Data) -> Listing:
                 f"'{image.file}' has two labels, splits or groups, in {first.place} and in "
                 f"{image.place}"
             )
-    placed = find_files([*images.values()], folder)
+    placed = find_files(_with_whole_numbers([*images.values()]), folder)
     return Listing(placed.images, _column_notes(table, roles, classes) + placed.notes)
+
+
+def _with_whole_numbers(images: Sequence[LabelledImage]) -> list[LabelledImage]:
+    """Return the images; labels 0.0, 1.0, ... become 0, 1, ...
+
+    pandas writes numbers of classes so where a label was missing; as texts, 10.0 is before 2.0.
+    """
+    if not all(WHOLE_NUMBER.fullmatch(image.label) for image in images):
+        return [*images]
+    return [image._replace(label=image.label.partition(".")[0]) for image in images]
 
 
 def _column_of_splits(table: ImageTable, roles: Roles) -> str:
