@@ -23,10 +23,32 @@ CHANGES: Json = {
     "training.monitor_every": 10,
 }
 TITLE = "AT, AT-BSL and TAET on long-tailed digits"
-TUNED = {"name": "taet", "method": "taet", "settings": {"method.alpha": 1.0}}
-WHY = (
-    "TAET has alpha 1, better on validation images than the published 0.1. Its clean stage costs "
-    "robustness here."
+# Of each method the best of four settings on validation images: results/demo-search.
+METHODS: list[Json] = [
+    {
+        "name": "at",
+        "method": "at",
+        "settings": {"training.lr": 0.2, "training.weight_decay": 5e-4},
+    },
+    {
+        "name": "at-bsl",
+        "method": "at-bsl",
+        "settings": {"training.lr": 0.2, "training.weight_decay": 2e-3},
+    },
+    {
+        "name": "taet",
+        "method": "taet",
+        "settings": {
+            "training.lr": 0.1,
+            "method.alpha": 3.0,
+            "method.beta": 0.03,
+            "method.gamma": 0.03,
+        },
+    },
+]
+WHAT_IT_SHOWS = (
+    "Each method has the best of four settings on validation images. One run each on digits of "
+    "8 x 8 pixels shows how a comparison reads, and not which method is better on other images."
 )
 
 
@@ -47,10 +69,10 @@ def run(words: list[str]) -> int:
 
     grid = {
         "title": TITLE,
-        "methods": ["at", "at-bsl", TUNED],
+        "methods": METHODS,
         "data": ["digits-lt"],
         "settings": CHANGES,
     }
     result = compare(grid, command.out, jobs=3, progress=True)
-    print(f"{WHY}\n{result}")
+    print(f"{WHAT_IT_SHOWS}\n{result}")
     return int("failed" in result.counts)
