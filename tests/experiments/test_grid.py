@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_file
 
-from taet import methods, models, registry
+from taet import methods, models, registry, results
+from taet.cli import main
 from taet.cli.evaluate import read as read_evaluation
 from taet.cli.options import of_part
 from taet.cli.train import read as read_call
@@ -85,6 +86,10 @@ def test_a_file_and_its_defaults(tmp_path: Path) -> None:
         (
             {"methods": [{"name": "a/b", "method": "at"}]},
             "name: got 'a/b'; allowed: letters, digits",
+        ),
+        (
+            {"methods": [{"name": "at", "title": "A"}, {"name": "mart", "title": "A"}]},
+            "methods: got the title A 2 times; allowed: each once",
         ),
         ({"seeds": [0, 0]}, "seeds: got 0 2 times; allowed: each once"),
         ({"protocol": "tat"}, r"unknown protocol 'tat'.*did you mean 'taet'\?"),
@@ -280,6 +285,27 @@ def test_a_card_needs_the_ball_and_the_attacks(
     card["threat"]["eps"] = 0.01
     path.write_text(json.dumps(seal(card)))
     assert cell.look().commands == (["evaluate", str(cell.folder)],)
+
+
+def test_a_title_is_given_to_the_card_of_a_run_that_is_done(
+    cell: Cell, small: dict[str, Any], tmp_path: Path
+) -> None:
+    entry = {"name": cell.method, "method": cell.method, "title": "Ours, at last"}
+    (titled, *_) = planned(small, tmp_path, methods=[entry])
+    assert titled.folder == cell.folder
+    command = ["evaluate", str(cell.folder), "--name", "Ours, at last"]
+    assert titled.look()[1:3] == ("started", (command,))
+    assert main(command) == 0
+    assert titled.look().state == "done"
+    assert results([cell.folder]).rows == ("Ours, at last",)
+    assert cell.look().state == "done"  # the name stays where the grid gives none
+
+
+def test_a_variant_is_part_of_a_title(small: dict[str, Any], tmp_path: Path) -> None:
+    variant = {"name": "long", "settings": {"training.epochs": 3}}
+    entry = {"name": "at", "title": "AT"}
+    cells = planned(small, tmp_path, methods=[entry], variants=[variant])
+    assert {found.title for found in cells} == {"AT", "AT + long"}
 
 
 @pytest.mark.full

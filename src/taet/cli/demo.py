@@ -28,16 +28,19 @@ METHODS: list[Json] = [
     {
         "name": "at",
         "method": "at",
+        "title": "AT",
         "settings": {"training.lr": 0.2, "training.weight_decay": 5e-4},
     },
     {
         "name": "at-bsl",
         "method": "at-bsl",
+        "title": "AT-BSL",
         "settings": {"training.lr": 0.2, "training.weight_decay": 2e-3},
     },
     {
         "name": "taet",
         "method": "taet",
+        "title": "TAET",
         "settings": {
             "training.lr": 0.1,
             "method.alpha": 3.0,

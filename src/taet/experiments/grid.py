@@ -28,7 +28,7 @@ from taet.run.folder import RunFolder
 from taet.run.identity import differences, training_settings
 from taet.run.loading import check_code
 from taet.settings import SHORT, Run, flat, from_json, option_words, override
-from taet.settings.types import LongSeed, Positive, Ratio, Rule, Seed, Settings
+from taet.settings.types import LongSeed, ModelName, Positive, Ratio, Rule, Seed, Settings
 from taet.training.checks import check_model, idle_settings, refuse_idle_loss, resolve
 
 DEFAULTS = Run().model_dump()
@@ -120,6 +120,8 @@ class Entry(Settings):
     label: ClassVar[str] = "methods"
     name: RowName
     method: Annotated[str, AfterValidator(lambda name: registry.find("methods", name).name)]
+    title: ModelName | None = None
+    """What tables call its row. None: the method and the settings that tell it from others."""
     settings: Annotated[Dotted, NAMED] = Field(default_factory=dict)
 
     @model_validator(mode="before")
@@ -165,6 +167,14 @@ class Grid(Settings):
             raise UserError("passes: got epochs as well; allowed: one of them")
         return self
 
+    @model_validator(mode="after")
+    def _tells_rows_apart(self) -> Self:
+        titles = Counter(entry.title for entry in self.methods if entry.title is not None)
+        for title, count in titles.items():
+            if count > 1:
+                raise UserError(f"methods: got the title {title} {count} times; allowed: each once")
+        return self
+
 
 def read(path: str | os.PathLike[str]) -> Grid:
     """Return the grid of a TOML file; a mistake is a `UserError` that names the key."""
@@ -190,6 +200,8 @@ class Cell:
     imbalance: float | None
     seed: int
     folder: Path
+    title: str | None
+    """What its card calls the model; None: nothing of its own."""
     settings: Mapping[str, object]
     """Settings by dotted name, protocol and seed, as options of `taet train METHOD` give them."""
     run: Run | None = None
@@ -235,13 +247,16 @@ class Cell:
         folder = RunFolder(self.folder)
         consent_words = consent(self.run.model.name)
         evaluate = ["evaluate", str(self.folder), *consent_words]
+        if self.title is not None:
+            evaluate += ["--name", self.title]
         if not folder.is_run:
             return Outcome(self, "missing", (self._train_command(self.run, threads), evaluate))
         try:
             card = card_of(folder) if folder.is_done else None
         except UserError as error:  # a file is damaged
             return Outcome(self, "failed", reason=str(error))
-        if card is not None and _is_complete(card, self.run):
+        is_named = card is not None and self.title in (None, card.name)
+        if card is not None and is_named and _is_complete(card, self.run):
             return Outcome(self, "done")
         for name, value in _changes_to(folder.record.run, self.run).items():
             option, *values = option_words(f"evaluation.{name}", value)
@@ -367,13 +382,16 @@ class _Planner:
         place = data.replace(":", "-").replace("/", "-").strip("-.")
         ratio_text = "" if ratio is None else f"ir{ratio:g}"
         name = "_".join(filter(None, (entry.name, variant.name, place, ratio_text)))
-        row = f"{entry.name} + {variant.name}" if variant.name else entry.name
+        row = entry.title or entry.name
+        if variant.name:
+            row = f"{row} + {variant.name}"
+        title = None if entry.title is None else row
         settings: Dotted = {"data.name": full_name(data)}
         if ratio is not None:
             settings["data.imbalance_ratio"] = ratio
         settings = {**settings, **self.grid.settings, **variant.settings, **entry.settings}
         stated = {**settings, "protocol": self.grid.protocol}
-        cell = Cell(name, row, entry.method, data, ratio, 0, self.runs / name, stated)
+        cell = Cell(name, row, entry.method, data, ratio, 0, self.runs / name, title, stated)
         for key in variant.settings.keys() & entry.settings.keys():
             if variant.settings[key] != entry.settings[key]:
                 return replace(cell, reason=f"its own settings say {key} {entry.settings[key]}")
