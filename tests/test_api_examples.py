@@ -19,14 +19,18 @@ OF_A_RUN = [
 """In this order: the first one trains the run that the others read."""
 ALONE = {
     "taet.attacks": ["autoattack", "cw_l2", "cw_linf", "deepfool", "fgsm", "pgd", "quick"],
-    "taet.data": ["load", "long_tail_counts", "long_tail_indices"],
+    "taet.data": [
+        *("load", "Dataset", "long_tail_counts", "long_tail_indices", "balanced_small_counts")
+    ],
+    "taet.evaluation": ["parse_attack"],
+    "taet.losses": ["BalancedSoftmax", "CrossEntropy", "Focal", "Ldam", "LogitAdjustment"],
     "taet.methods": ["find"],
     "taet.metrics": [
         *("accuracy", "balanced_accuracy", "per_class_accuracy", "group_accuracy"),
         *("class_counts", "class_groups", "difference"),
         *("wilson_interval", "exact_interval", "balanced_interval"),
     ],
-    "taet.models": ["build"],
+    "taet.models": ["build", "Normalized", "trusted"],
     "taet.protocols": ["taet", "reat"],
     "taet.settings": ["override"],
 }

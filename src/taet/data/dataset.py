@@ -148,7 +148,19 @@ class Split(Part):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
-    """Training, validation and test images of one classification task."""
+    """Training, validation and test images of one classification task.
+
+    Example:
+        >>> import numpy as np
+        >>> from taet.data import Dataset
+        >>> images = np.zeros((30, 8, 8), np.uint8)
+        >>> labels = np.repeat([0, 1], [20, 10])
+        >>> data = Dataset.from_arrays(images, labels, images, labels, class_names=["cat", "dog"])
+        >>> data.class_counts
+        array([20, 10])
+        >>> len(data.test), data.num_classes, data.imbalance_ratio
+        (30, 2, 2.0)
+    """
 
     name: str
     train: Split

@@ -67,6 +67,11 @@ def balanced_small_counts(
     n_c = floor(N / C) + (1 if c < N mod C else 0), N = sum of the long-tailed counts. Arguments and
     errors as in `long_tail_counts`. The upper bound that REAT compares with: Li et al.,
     arXiv:2307.10205.
+
+    Example:
+        >>> from taet.data import balanced_small_counts
+        >>> balanced_small_counts(4, 100, 10)
+        [45, 44, 44, 44]
     """
     each, over = divmod(
         sum(long_tail_counts(num_classes, max_count, imbalance_ratio, profile)), num_classes

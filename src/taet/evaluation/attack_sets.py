@@ -56,6 +56,12 @@ def parse_attack(name: str, settings: Evaluation = catalogue.SETTINGS) -> Attack
     """Return the attack of a name.
 
     The name is `NAME`, `NAME:option=value,...` or, with examples made on another run, `ATTACK@RUN`.
+
+    Example:
+        >>> from taet.evaluation import parse_attack
+        >>> attack = parse_attack("pgd-20:restarts=2")
+        >>> attack.name, attack.norm, attack.passes(num_classes=10)
+        ('pgd-20:restarts=2', 'linf', 83)
     """
     text, at, folder = name.partition("@")
     base = text.partition(":")[0]

@@ -9,7 +9,15 @@ NAMES = {"balanced-softmax": "the logarithm of the class counts is added to the 
 
 
 class BalancedSoftmax(LabelLoss):
-    """CE(z + log n, y): see `taet.losses.balanced_softmax`."""
+    """CE(z + log n, y): see `taet.losses.balanced_softmax`.
+
+    Example:
+        >>> import torch
+        >>> from taet.losses import BalancedSoftmax
+        >>> logits, labels = torch.tensor([[1.0, 1.0]]), torch.tensor([1])
+        >>> BalancedSoftmax(torch.tensor([100, 10]))(logits, labels)
+        tensor([2.3979])
+    """
 
     reference = "Ren et al., NeurIPS 2020, arXiv:2007.10740"
     adds_prior = True

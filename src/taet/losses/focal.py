@@ -24,7 +24,15 @@ FocalForm = Literal["softmax", "sigmoid"]
 
 
 class Focal(LabelLoss):
-    """(1 - p_y)^gamma CE(z, y), or its sigmoid form: see `taet.losses.focal`."""
+    """(1 - p_y)^gamma CE(z, y), or its sigmoid form: see `taet.losses.focal`.
+
+    Example:
+        >>> import torch
+        >>> from taet.losses import Focal
+        >>> logits, labels = torch.tensor([[1.0, 1.0]]), torch.tensor([1])
+        >>> Focal(torch.tensor([100, 10]))(logits, labels)
+        tensor([0.1733])
+    """
 
     reference = "Lin et al., ICCV 2017, arXiv:1708.02002"
 

@@ -13,7 +13,15 @@ NAMES = {"ldam": "margins on cosines, larger for rarer classes (LDAM)"}
 
 
 class Ldam(LabelLoss):
-    """CE(z - s m_y at the label, y) on logits z = s cos: see `taet.losses.ldam`."""
+    """CE(z - s m_y at the label, y) on logits z = s cos: see `taet.losses.ldam`.
+
+    Example:
+        >>> import torch
+        >>> from taet.losses import Ldam
+        >>> logits, labels = torch.tensor([[1.0, 1.0]]), torch.tensor([1])
+        >>> Ldam(torch.tensor([100, 10]))(logits, labels)
+        tensor([15.])
+    """
 
     reference = "Cao et al., NeurIPS 2019, arXiv:1906.07413"
     on_cosines = True

@@ -13,7 +13,15 @@ NAMES = {"logit-adjustment": "tau times the log prior of the classes is added to
 
 
 class LogitAdjustment(LabelLoss):
-    """CE(z + tau log pi, y): see `taet.losses.logit_adjustment`."""
+    """CE(z + tau log pi, y): see `taet.losses.logit_adjustment`.
+
+    Example:
+        >>> import torch
+        >>> from taet.losses import LogitAdjustment
+        >>> logits, labels = torch.tensor([[1.0, 1.0]]), torch.tensor([1])
+        >>> LogitAdjustment(torch.tensor([100, 10]))(logits, labels)
+        tensor([2.3979])
+    """
 
     reference = "Menon et al., ICLR 2021, arXiv:2007.07314"
     adds_prior = True

@@ -27,7 +27,15 @@ RGB = 3
 
 class Normalized(nn.Module):
     """network((x - mean) / std): images (N, C, H, W) in [0, 1] -> logits, so that eps stays in
-    units of the image."""
+    units of the image.
+
+    Example:
+        >>> import torch
+        >>> from taet.models import Normalized
+        >>> model = Normalized(torch.nn.Flatten(), ([0.5], [0.25]))
+        >>> model(torch.full((1, 1, 1, 2), 0.75))
+        tensor([[1., 1.]])
+    """
 
     def __init__(self, network: nn.Module, statistics: Statistics) -> None:
         super().__init__()

@@ -18,7 +18,13 @@ def is_own(name: str) -> bool:
 @contextlib.contextmanager
 def trusted(*names: str | None) -> Iterator[None]:
     """Let files name the models `names`, package.module:callable: their code is imported and run.
-    None is ignored."""
+    None is ignored.
+
+    Example:
+        >>> import taet
+        >>> with taet.models.trusted("my_networks:small"):
+        ...     network = taet.load("runs/mine")  # doctest: +SKIP
+    """
     before = _trusted.set(frozenset(filter(None, names)))
     try:
         yield
