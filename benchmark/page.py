@@ -32,9 +32,9 @@ from run import (
     chosen_settings,
     expected_seconds,
     is_over,
-    seconds_by_step,
     spent_seconds,
     tuning_score,
+    usual_seconds,
 )
 from taet import formatting
 from taet.formatting import markdown_table
@@ -135,26 +135,29 @@ def knob_text(knob: Mapping[str, object]) -> str:
 
 def what_is_missing(chosen: Mapping[str, int]) -> str:
     """Return the first line of the page."""
-    tuning = [*tuning_runs(TIER)]
-    tuned = sum(map(is_over, tuning))
     rules = protocol()
-    planned = len(rules.rows) * len(rules.sets) * len(REPLICATES)
-    there = sum(map(is_over, main_runs(TIER, chosen, rules.rows, rules.sets, REPLICATES)))
-    varied = len(done(variance_runs(TIER, chosen)))
+    as_if_tuned = {**dict.fromkeys(rules.rows, 0), **chosen}
+    tuning = [*tuning_runs(TIER)]
+    main = [*main_runs(TIER, as_if_tuned, rules.rows, rules.sets, REPLICATES)]
+    varied = [*variance_runs(TIER, as_if_tuned)]
+    missing_tuning, missing_main, missing_varied = (
+        [run for run in runs if not is_over(run)] for runs in (tuning, main, varied)
+    )
     attacked = sum(map(is_over, autoattack_runs(TIER, chosen, best_others(TIER, chosen))))
     counts = (
-        f"{tuned} of {len(tuning)} tuning runs, {there} of {planned} runs of replicates 1 to 3, "
-        f"{varied} of {VARIANCE_RUNS} variance components and {attacked} of {PLANNED_AUTOATTACK} "
-        "evaluations by AutoAttack"
+        f"{len(tuning) - len(missing_tuning)} of {len(tuning)} tuning runs, "
+        f"{len(main) - len(missing_main)} of {len(main)} runs of replicates 1 to 3, "
+        f"{len(varied) - len(missing_varied)} of {len(varied)} variance components and {attacked} "
+        f"of {PLANNED_AUTOATTACK} evaluations by AutoAttack"
     )
     spent = f"They took {spent_seconds() / 3600:.1f} hours of one processor core"
-    missing_runs = len(tuning) - tuned + planned - there + VARIANCE_RUNS - varied
+    missing = [*missing_tuning, *missing_main, *missing_varied]
     missing_attacks = PLANNED_AUTOATTACK - attacked
-    if not missing_runs and not missing_attacks:
+    if not missing and not missing_attacks:
         return f"Every run that the protocol calls a must is here: {counts}. {spent}."
-    usual = seconds_by_step()
-    left = missing_runs * expected_seconds(COLUMNS, usual)
-    left += missing_attacks * usual["autoattack"]
+    usual = usual_seconds(TIER)
+    left = sum(expected_seconds(run, COLUMNS, usual) for run in missing)
+    left += missing_attacks * usual.autoattack
     return (
         f"**This benchmark is not finished.** Here are {counts}. {spent}; what is missing takes "
         f"about {left / 3600:.0f} more."

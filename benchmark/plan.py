@@ -77,6 +77,8 @@ class DataSet:
     """Whether it is cut to a long tail, so that a replicate redraws which classes are rare."""
     passes: int
     """Budget: passes of the network per training image."""
+    training_images: int
+    """Of one replicate; only the expected time depends on it."""
     settings: Settings
     eps: int = 8
     """Radius of the ball in units of 1/255."""
@@ -173,6 +175,11 @@ class BenchmarkRun:
     def passes(self) -> int:
         """The budget: passes of the network per training image."""
         return ANCHOR_PASSES if self.stage == "anchor" else self.data_set.passes
+
+    @property
+    def image_passes(self) -> int:
+        """Passes of all training images, to which the time of a training is proportional."""
+        return self.passes * self.data_set.training_images
 
     @property
     def seeds(self) -> dict[str, int]:

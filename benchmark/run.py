@@ -23,7 +23,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -313,16 +313,32 @@ def read_ledger() -> list[LedgerLine]:
         ]
 
 
-def seconds_by_step() -> dict[str, float]:
-    """Return the median core-seconds of a step of a run, by its name, from the ledger."""
-    found: Counter[tuple[str, str]] = Counter()
+class UsualSeconds(NamedTuple):
+    """Core-seconds of the steps of a run."""
+
+    image_pass: float = 5e-4
+    """Of a training, for one pass of one image."""
+    evaluate: float = 300.0
+    autoattack: float = 1800.0
+
+
+def usual_seconds(tier: str) -> UsualSeconds:
+    """Return the medians of the ledger."""
+    seconds_of: Counter[tuple[str, str]] = Counter()
     for line in read_ledger():
-        found[line.run, line.step] += line.core_seconds
-    usual = {"train": 600.0, "evaluate": 300.0, "autoattack": 1800.0}
-    for name in ("train", "evaluate"):
-        measured = [seconds for (_, step), seconds in found.items() if step == name]
-        if measured:
-            usual[name] = median(measured)
+        seconds_of[line.run, line.step] += line.core_seconds
+    runs = {str(run.place / run.name): run for run in planned_runs(tier, ())}
+    of_a_pass = [
+        seconds / runs[run].image_passes
+        for (run, step), seconds in seconds_of.items()
+        if step == "train" and run in runs
+    ]
+    of_evaluations = [seconds for (_, step), seconds in seconds_of.items() if step == "evaluate"]
+    usual = UsualSeconds()
+    if of_a_pass:
+        usual = usual._replace(image_pass=median(of_a_pass))
+    if of_evaluations:
+        usual = usual._replace(evaluate=median(of_evaluations))
     return usual
 
 
@@ -331,35 +347,50 @@ def spent_seconds() -> int:
     return sum(line.core_seconds for line in read_ledger())
 
 
-def expected_seconds(missing: Sequence[str], usual: Mapping[str, float]) -> float:
+def expected_seconds(run: BenchmarkRun, missing: Sequence[str], usual: UsualSeconds) -> float:
     """Return about how long one core takes for the missing attacks of a run."""
     seconds = 0.0
     if "clean" in missing:
-        seconds += usual["train"]
+        seconds += usual.image_pass * run.image_passes
     if set(missing) & set(COLUMNS):
-        seconds += usual["evaluate"]
+        seconds += usual.evaluate
     if "autoattack" in missing:
-        seconds += usual["autoattack"]
+        seconds += usual.autoattack
     return seconds
+
+
+class RunState(NamedTuple):
+    """Whether a run is there, and the seconds of one core that it still takes."""
+
+    is_done: bool
+    seconds_left: float
 
 
 def tell(tier: str, wanted: Sequence[str]) -> None:
     """Print what is there, what is missing, and about how many hours of one core it takes."""
-    usual, chosen = seconds_by_step(), chosen_settings(tier)
-    rows: dict[str, list[tuple[bool, float]]] = {}
+    usual, chosen = usual_seconds(tier), chosen_settings(tier)
+    states_of = defaultdict[str, list[RunState]](list)
     for run in planned_runs(tier, wanted):
         missing = [] if is_over(run) else missing_attacks(run)
-        kind = "autoattack" if run.attacks == AUTOATTACK else f"{run.stage} {run.data_set.name}"
-        if run.stage == "main" and run.attacks == COLUMNS:
-            kind += f", replicate {run.replicate}"
-        rows.setdefault(kind, []).append((not missing, expected_seconds(missing, usual)))
-    for kind, found in rows.items():
-        done = sum(is_done for is_done, _ in found)
-        hours = sum(seconds for _, seconds in found) / 3600
-        print(f"{kind:<45} {done:>3} of {len(found):>3} runs, {hours:6.1f} core-hours left")
+        state = RunState(not missing, expected_seconds(run, missing, usual))
+        states_of[kind_of(run)].append(state)
+    for kind, states in states_of.items():
+        done = sum(state.is_done for state in states)
+        hours = sum(state.seconds_left for state in states) / 3600
+        print(f"{kind:<45} {done:>3} of {len(states):>3} runs, {hours:6.1f} core-hours left")
     waiting = [name for name in wanted or protocol().rows if name not in chosen]
     if waiting:
         print(f"not tuned yet, so no other runs are planned: {', '.join(waiting)}")
+
+
+def kind_of(run: BenchmarkRun) -> str:
+    """Return what runs are counted together: those of one stage on one set, and of one replicate
+    where all three are planned."""
+    if run.attacks == AUTOATTACK:
+        return "autoattack"
+    kind = f"{run.stage} {run.data_set.name}"
+    is_main = run.stage == "main" and run.attacks == COLUMNS
+    return f"{kind}, replicate {run.replicate}" if is_main else kind
 
 
 def planned_runs(tier: str, rows: Sequence[str]) -> Iterator[BenchmarkRun]:
