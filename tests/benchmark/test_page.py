@@ -145,7 +145,7 @@ def test_the_first_line_says_what_was_spent_and_what_is_left(
     lines = [f"small/tuning/at-setting1,train,{trained}", "small/tuning/at-setting1,evaluate,900"]
     ledger.write_text("\n".join(["run,step,core_seconds", *lines]) + "\n")
     monkeypatch.setattr(run, "LEDGER", ledger)
-    # 76 tuning runs and 30 variance components, 19 rows in three replicates but for the 12 runs that
+    # 76 tuning runs, 30 variance components, 19 rows in three replicates but for the 12 runs that
     # are there, and 29 times half an hour of AutoAttack
     passes = (76 + 30) * run_of["ir50"] + 57 * sum(run_of.values()) - 12 * run_of["ir10"]
     left = 0.01 * passes + (76 + 30 + 285 - 12) * 900 + 29 * 1800
