@@ -429,11 +429,27 @@ def checked_images(what: str, images: ArrayLike) -> Pixels:
         or not array.size
     ):
         allowed = "uint8 (N,H,W), (N,H,W,1) or (N,H,W,3), pixel values 0 to 255, N at least 1"
-        raise UserError(f"{what}: got {array.dtype} {array.shape}; allowed: {allowed}")
+        got = f"{array.dtype} {array.shape}"
+        raise UserError(f"{what}: got {got}; allowed: {allowed}{_conversion(array)}")
     # torch cannot share arrays that are read-only or have negative strides
     if not isinstance(array, np.memmap):
         array = np.require(array, requirements=("C", "W"))
     return array if array.ndim == 4 else array[..., np.newaxis]
+
+
+def _conversion(array: NDArray[Any]) -> str:
+    """Return how images of another usual form become those that are allowed; "" if unknown."""
+    has_channels_first = array.ndim == 4 and array.shape[1] in (1, 3)
+    if has_channels_first and array.shape[3] not in (1, 3):
+        return "; channels are last: images.transpose(0, 2, 3, 1)"
+    if array.dtype.kind not in "fiu" or array.dtype == np.uint8 or not array.size:
+        return ""
+    low, high = array.min(), array.max()
+    if array.dtype.kind == "f" and low >= 0 and high <= 1:
+        return "; images in [0, 1] are (255 * images).round().astype('uint8')"
+    if low >= 0 and high <= 255:
+        return "; images.round().astype('uint8')"
+    return ""
 
 
 def checked_labels(what: str, labels: ArrayLike) -> Ints:
