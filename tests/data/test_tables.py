@@ -77,6 +77,26 @@ def test_lists_of_paths_and_numbers_are_the_tables_of_their_splits(images):
     assert dataset.test.labels.tolist() == [0, 0, 1, 1, 1]
 
 
+def test_lists_may_lie_apart_from_class_folders_with_other_splits(tmp_path, fill):
+    """ImageNet-LT takes a long-tailed part of the training images of ImageNet."""
+    for split in ("train", "val"):
+        for name in ("n01", "n02"):
+            fill(tmp_path / "imagenet" / split / name, 0 if split == "train" else 5, 4)
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    few = ["train/n01/00.png 0\n", "train/n01/01.png 0\n", "train/n02/02.png 1\n"]
+    (lists / "ImageNet_LT_train.txt").write_text("".join(few))
+    (lists / "ImageNet_LT_test.txt").write_text("val/n01/00.png 0\nval/n02/03.png 1\n")
+    dataset = load(f"csv:{lists}", root=str(tmp_path / "imagenet"))
+    assert levels(dataset.train) == [0, 1, 2]
+    assert dataset.class_counts.tolist() == [2, 1]
+    assert levels(dataset.test) == [5, 8]
+
+
+def test_a_folder_without_a_table_for_training_is_refused(images, refused):
+    refused(f"csv:{images}", "is a folder without a table of labels for training; allowed: a table")
+
+
 def test_a_text_of_other_lines_is_no_list(images):
     (images / "README.txt").write_text("Images of 2024\n")
     (images / "train.txt").write_text("images/00.png 0\nimages/01.png\n")

@@ -38,7 +38,7 @@ from taet.settings import Data
 NAMES = {
     "folder": "folder:PATH, a folder of class folders, or one with train/ and test/ that hold the "
     "class folders; or an archive of it (.zip, .tar, .tar.gz)",
-    "csv": "csv:PATH, a table of path,label[,split,group]",
+    "csv": "csv:PATH, a table of path,label[,split,group], or a folder with one for each split",
 }
 
 
@@ -63,7 +63,7 @@ def read(data: Data, only_test: bool = False) -> DataSource:
     if pattern is not None:  # instead of columns, folders and tracks
         data = data.replace(group_pattern=None, group="none")
     if data.name.startswith("csv:"):
-        images, notes = tables.labelled(path, tables.image_root(path, data), data)
+        images, notes = _of_tables(path, data)
         order = by_number(image.label for image in images)
     else:
         folder = path
@@ -186,6 +186,21 @@ def _refuse_named_columns(folder: Path, data: Data) -> None:
 
 
 # Tables
+
+
+def _of_tables(path: Path, data: Data) -> Listing:
+    """Return the images of csv:PATH, a table or a folder with a table for each split."""
+    root = tables.image_root(path, data)
+    if not path.is_dir():
+        return tables.labelled(path, root, data)
+    by_split = _by_split(tables.labelled_tables(path, data))
+    if not by_split:
+        raise UserError(
+            f"'{path}' is a folder without a table of labels for training; allowed: a table, or a "
+            "folder with one for each split, named e.g. train.csv and test.csv"
+        )
+    listing = _of_split_tables(root, by_split, data)
+    return Listing(listing.images, listing.notes)
 
 
 def _of_one_hot_tables(folder: Path, by_split: Mapping[str, Path], data: Data) -> Listing:

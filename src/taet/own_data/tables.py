@@ -549,5 +549,10 @@ def _missing_files(
 
 
 def image_root(table: Path, data: Data) -> Path:
-    """Return the folder to which the paths of a table are relative: its own, or --data.root."""
-    return table.parent if data.root is None else Path(os.path.expanduser(data.root))
+    """Return the folder to which the paths of a table are relative: --data.root, or else its own.
+
+    `table` may be a folder of tables.
+    """
+    if data.root is not None:
+        return Path(os.path.expanduser(data.root))
+    return table if table.is_dir() else table.parent
