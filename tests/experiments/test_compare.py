@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from taet.errors import UserError
+from taet.experiments import expected_time
 from taet.experiments.compare import Comparison, compare
 from taet.experiments.executor import Work, seconds_until_done
-from taet.experiments.expected_time import comparison_seconds
+from taet.experiments.expected_time import CellSeconds, comparison_seconds
 from taet.experiments.grid import cells_of, parse
 from taet.files import lock
 from tests.calls import PATIENCE
@@ -193,14 +194,23 @@ def test_the_time_left_is_that_until_the_last_cell_ends(
 
 
 def test_the_expected_time_is_that_of_the_cells_that_are_not_done(
+    small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = compare(small, tmp_path / "out", dry_run=True)
+    steady = CellSeconds(training=6.0, evaluation=2.0)
+    monkeypatch.setattr(expected_time, "_time", lambda *_: steady)
+    assert comparison_seconds(planned) == 3 * 8.0
+    assert comparison_seconds(planned, 3) == 8.0
+    done = tuple(outcome._replace(state="done") for outcome in planned.outcomes)
+    assert comparison_seconds(replace(planned, outcomes=done)) == 0
+
+
+def test_the_time_of_a_cell_is_measured_and_nothing_is_written(
     small: dict[str, Any], tmp_path: Path
 ) -> None:
     planned = compare(small, tmp_path / "out", dry_run=True)
-    alone, together = comparison_seconds(planned), comparison_seconds(planned, 3)
-    assert 0 < together < alone
+    assert comparison_seconds(planned) > 0
     assert not (tmp_path / "out").exists()
-    done = tuple(outcome._replace(state="done") for outcome in planned.outcomes)
-    assert comparison_seconds(replace(planned, outcomes=done)) == 0
 
 
 def test_no_cell_begins_after_the_deadline(

@@ -136,6 +136,18 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         with_weight(lambda value: value * torch.nan),
         "0.weight: got values that are not finite; allowed: finite ones",
     ),
+    "sparse": (
+        with_weight(Tensor.to_sparse),
+        "0.weight: got a tensor that is sparse; allowed: a dense",
+    ),
+    "without numbers": (
+        with_weight(lambda value: value.to("meta")),
+        "0.weight: got a tensor that is without numbers",
+    ),
+    "complex": (
+        with_weight(lambda value: value.to(torch.complex64)),
+        "0.weight: got a tensor that is torch.complex64",
+    ),
     "another shape": (
         with_weight(lambda value: value.expand(10**9, 2, 3)),
         r"does not fit .* \(1000000000, 2, 3\)",

@@ -34,6 +34,8 @@ FORMATS = {"pt2": (), "onnx": ("onnx", "onnxruntime", "onnxscript"), "safetensor
 # largest difference from the model's logits, relative to the largest of them or to 1
 TOLERANCE = 1e-4
 TRIED = (1, 3)  # batch sizes on which a written file is tested
+# older versions of torch.export refuse a size without an end
+LARGEST = 2**31 - 1  # number of images, and of pixels of a side
 # Pillow keeps the weights of 8-bit images as whole multiples of 2^-22 (PRECISION_BITS in
 # Resample.c)
 FRACTION = 2**22
@@ -146,7 +148,7 @@ def _content(format: str, deployed: Deployed, example: Tensor, about: str) -> by
         return save(state, metadata={METADATA: about})
     axes = ("batch", "height", "width") if deployed.resizes else ("batch",)
     with wrapping_user_code("model: torch.export cannot trace it"):
-        dims = {axis: torch.export.Dim(name) for axis, name in enumerate(axes)}
+        dims = {axis: torch.export.Dim(name, max=LARGEST) for axis, name in enumerate(axes)}
         program = torch.export.export(deployed, (example,), dynamic_shapes={"images": dims})
     for module in program.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():

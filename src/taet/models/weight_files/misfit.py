@@ -13,11 +13,8 @@ from taet.models.weight_files.name_maps import namings_of
 from taet.models.weight_files.recognition import COUNTER, SETTINGS, NameMap, Recognised, name_maps
 from taet.models.weight_files.stored_weights import StoredWeights
 
-TORCHVISION = {
-    "conv1.weight",
-    "layer1.0.conv1.weight",
-    "fc.weight",
-}  # names that each of its ResNets has
+TORCHVISION = {"conv1.weight", "layer1.0.conv1.weight", "fc.weight"}
+"""Names that each of its ResNets has."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from taet.errors import UserError, unknown
@@ -50,6 +51,8 @@ def find_weights(checkpoint: Checkpoint, path: str, key: str | None = None) -> W
     if not sets:
         raise _no_weights(checkpoint.content, path)
     chosen = _usual_key(sets, path) if key is None else _named_key(sets, key, path)
+    for name, value in sets[chosen].items():
+        _check_is_plain(name, value, path)
     notes = []
     others = [other for other in sets if other != chosen]
     if others:
@@ -118,6 +121,21 @@ def _named_tensors(content: Mapping[object, object], path: str) -> dict[str, Ten
     if has_dotted_names:
         return {name: tensors[name] for name in tensors if name != NOT_OF_A_NETWORK}
     return tensors
+
+
+def _check_is_plain(name: str, value: Tensor, path: str) -> None:
+    """Refuse a tensor that holds no plain numbers, such as a sparse one."""
+    kinds = {
+        "quantised": value.is_quantized,
+        "sparse": value.layout != torch.strided,
+        "without numbers (meta)": value.is_meta,
+        str(value.dtype): value.dtype.is_complex or "bits" in str(value.dtype),
+    }
+    kind = next((kind for kind, applies in kinds.items() if applies), None)
+    if kind is not None:
+        raise UserError(
+            f"{path}: {name}: got a tensor that is {kind}; allowed: a dense one of numbers"
+        )
 
 
 def _has_dotted_names(tensors: Mapping[str, Tensor]) -> bool:
