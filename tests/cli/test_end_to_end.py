@@ -110,13 +110,13 @@ def test_the_demonstration_and_that_a_second_one_reuses_it(
     taet: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = {
-        "training.epochs": 2,
         "training.monitor_steps": 1,
         "threat.steps": 1,
         "data.max_count": 20,
     }
     small |= {"evaluation.attacks": ("clean", "fgsm", "pgd-3"), "data.test_max_count": 4}
     monkeypatch.setattr(demo, "CHANGES", demo.CHANGES | small)
+    monkeypatch.setattr(demo, "PASSES", 4)
     outcome, report = taet("demo", "--out", tmp_path / "demo"), tmp_path / "demo" / "report.html"
     assert outcome.code == 0, outcome.err
     assert outcome.out.endswith(f"3 cells: 3 done\nopen {report}\n")
