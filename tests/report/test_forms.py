@@ -60,7 +60,7 @@ def test_markdown_begins_with_the_attacks_in_their_order(found: Results, tmp_pat
 
 @pytest.mark.parametrize(
     ("ending", "start"),
-    [("md", "**small-test-set** (at, at-bsl and taet): "), ("tex", "% small-test-set (at, at-bsl")],
+    [("md", "**small-test-set** (AT, AT-BSL and TAET): "), ("tex", "% small-test-set (AT, AT-BSL")],
 )
 def test_warnings_stand_before_the_tables(
     found: Results, tmp_path: Path, ending: str, start: str

@@ -22,6 +22,7 @@ from tests.report.made import ATTACKS, MakeCard, Page, right
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
 )
+PRINTED = {"at": "AT", "at-bsl": "AT-BSL", "taet": "TAET"}
 SWITCHES = [
     "--headless",
     "--no-sandbox",
@@ -95,7 +96,7 @@ def test_the_page_begins_with_a_picture_a_sentence_and_a_table_and_the_rest_is_f
     assert above.count('<svg class="figure"') == 3
     assert above.count("<table") == 1
     assert re.search(
-        r'<p class="lead">Under autoattack, taet has the highest balanced accuracy, 38\.7 % \(',
+        r'<p class="lead">Under autoattack, TAET has the highest balanced accuracy, 38\.7 % \(',
         above,
     )
     assert above.index("lead") < above.index("<svg") < above.index("<table")
@@ -110,6 +111,7 @@ def test_every_number_of_the_table_is_that_of_a_card_and_bold_is_significant(
     others = [attack for attack in ATTACKS if attack != "autoattack"]
     # what matters most stands beside the names, where a phone shows it
     assert [head[0] for head in heads] == ["method", "autoattack", "tail", *others, "all images"]
+    cards = {PRINTED[method]: card for method, card in cards.items()}
     assert {row[0][0] for row in rows} == {*cards}
     for row in rows:
         card = cards[row[0][0]]
@@ -149,8 +151,8 @@ def test_a_row_of_several_seeds_shows_their_mean_and_number(
 ) -> None:
     heads, *rows = Page(report.write(seeds, tmp_path / "x.html")).tables["Balanced accuracy"]
     assert heads[-1] == ["seeds"]
-    assert {row[0][0]: row[-1] for row in rows} == {"taet": ["3"], "at": ["2 or 3"]}
-    cells = {row[0][0]: row for row in rows}["taet"]
+    assert {row[0][0]: row[-1] for row in rows} == {"TAET": ["3"], "AT": ["2 or 3"]}
+    cells = {row[0][0]: row for row in rows}["TAET"]
     column = [head[0] for head in heads].index("pgd-20")
     shown = cells[column][-2]
     accuracies = [card.summary("pgd-20").balanced for card in seeds[:3]]
@@ -162,7 +164,7 @@ def test_differences_are_paired_and_say_of_how_many_pairs(
 ) -> None:
     found = Page(report.write(seeds, tmp_path / "x.html"))
     paired = taet.results(seeds).difference("at", "taet", "autoattack")
-    (_, (_, _, last)) = found.tables["Difference from taet"]
+    (_, (_, _, last)) = found.tables["Difference from TAET"]
     ends = f"{points(paired.low)} to {points(paired.high)}"
     verdict = "" if paired.significant else f", {paired.verdict}"
     assert last == [points(paired.value), f"{ends}{verdict}, 2 pairs"]
@@ -183,7 +185,7 @@ def test_a_run_shows_where_it_comes_from_and_its_warnings(of_run: Page, run: Pat
 def test_a_single_model_is_compared_with_none(of_run: Page) -> None:
     # at chance or above, as the machine rounds
     assert re.search(
-        r"Under \S+, (.*above chance.*: )?at keeps a balanced accuracy of", of_run.text
+        r"Under \S+, (.*above chance.*: )?AT keeps a balanced accuracy of", of_run.text
     )
     assert not any("**" in cell for row in of_run.tables["Balanced accuracy"] for cell in row)
     assert "Differences" not in of_run.text
@@ -197,7 +199,7 @@ def test_every_number_comes_with_its_command_and_the_hashes_of_weights_and_image
 
 
 def test_warnings_name_their_rows_and_have_their_sentence(page: Page) -> None:
-    assert "\nat, at-bsl and taet: With 368 test images, " in page.text
+    assert "\nAT, AT-BSL and TAET: With 368 test images, " in page.text
 
 
 def test_a_warning_that_some_cards_of_a_row_raise_says_how_many(
@@ -206,7 +208,7 @@ def test_a_warning_that_some_cards_of_a_row_raise_says_how_many(
     card = make_card("at")
     leak = flagged(card.changed(model={**card.model, "leak": True}))
     found = Page(report.write([leak, make_card("at", 1)], tmp_path / "x.html"))
-    assert "\nat (1 of 2 cards): The epoch was chosen by its accuracy on the test set" in found.text
+    assert "\nAT (1 of 2 cards): The epoch was chosen by its accuracy on the test set" in found.text
 
 
 def test_a_sentence_of_one_card_among_several_names_its_seed(make_card: MakeCard) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import jinja2
 
 from taet.report import figures, tables
+from taet.report.display_names import with_display_names
 from taet.report.drawing import WIDTH, Panel
 from taet.report.gallery import Gallery, gallery
 from taet.report.markup import latex as latex_table
@@ -104,10 +105,14 @@ def html(results: Results, title: str, notes: Sequence[str]) -> str:
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     template = environment.get_template("report.html.j2")
-    parts = [_part(of_set) for of_set in results.by_test_set()]
+    parts = [_part(of_set) for of_set in _test_sets(results)]
     return template.render(
         title=title, notes=notes, note=NOTE, parts=parts, width=WIDTH, meaning=meaning
     )
+
+
+def _test_sets(results: Results) -> list[Results]:
+    return [with_display_names(of_set) for of_set in results.by_test_set()]
 
 
 def _part(results: Results) -> TestSetPart:
@@ -167,7 +172,7 @@ def markdown(
 ) -> str:
     """Return the main tables in Markdown."""
     parts = ["<!-- taet report -->", markdown_text(f"# {title}"), *map(markdown_text, notes)]
-    for of_set in results.by_test_set():
+    for of_set in _test_sets(results):
         parts.append(markdown_text(f"## {name(of_set)}"))
         parts.append(markdown_text(f"{about(of_set)} {lead(of_set)}"))
         for warning in warnings(of_set):
@@ -185,12 +190,12 @@ def latex(results: Results, title: str, notes: Sequence[str], columns: Sequence[
     parts = [
         _comment(text) for text in ("taet report", "It needs the package booktabs.", title, *notes)
     ]
-    for number, of_set in enumerate(results.by_test_set(), 1):
+    for number, of_set in enumerate(_test_sets(results), 1):
         flags = [f"{flag} ({rows}): {text}" for flag, rows, text in warnings(of_set)]
         parts.append("\n".join(map(_comment, (name(of_set), about(of_set), *flags))))
-        names = tables.display_names(of_set)
-        shown = [table.renamed(names) for table in _main_tables(of_set, columns)]
-        parts += [latex_table(table, name(of_set), number) for table in shown]
+        parts += [
+            latex_table(table, name(of_set), number) for table in _main_tables(of_set, columns)
+        ]
     return "\n\n".join(parts) + "\n"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,9 +9,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from taet import methods
 from taet.card.column import Column
-from taet.errors import UserError, unknown
+from taet.errors import unknown
 from taet.formatting import (
     MISSING,
     format_radius,
@@ -74,32 +72,6 @@ class Table:
                 raise unknown("column", name, heads)
         columns = {heads[name]: self.columns[heads[name]] for name in wanted}
         return replace(self, columns=columns)
-
-    def renamed(self, names: Mapping[str, str]) -> Table:
-        """Return the table with other names of its rows, also of one at the end of its title."""
-        title = self.title
-        for row, name in names.items():
-            if title.endswith(f" {row}"):
-                title = f"{title.removesuffix(row)}{name}"
-        columns = {
-            head: {names.get(row, row): cell for row, cell in cells.items()}
-            for head, cells in self.columns.items()
-        }
-        return Table(title, columns, [names.get(row, row) for row in self.rows], self.corner)
-
-
-def display_names(results: Results) -> dict[str, str]:
-    """Return the rows with the names of their methods as papers print them, e.g. AT-BSL for
-    at-bsl."""
-    names = {}
-    for entry in results.entries:
-        method = entry.card.method
-        if entry.card.name is not None:  # the user's own
-            continue
-        with contextlib.suppress(UserError):  # a method that is not known here
-            if entry.row == method or entry.row.startswith(f"{method} "):
-                names[entry.row] = methods.find(method).title + entry.row.removeprefix(method)
-    return names
 
 
 def order(results: Results) -> list[str]:
