@@ -118,8 +118,7 @@ def tensors_in_a_pickle(path: Path) -> None:
 
 
 def arrays_of_torch_save(path: Path) -> None:
-    arrays = {name: value.numpy() for name, value in network().state_dict().items()}
-    torch.save({"state_dict": arrays}, path)
+    torch.save({"weight": np.ones((2, 3)), "bias": np.ones(2)}, path)
 
 
 def quantised(path: Path) -> None:
@@ -172,7 +171,10 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         "it is compressed; allowed: the file inside it",
     ),
     "a pickle": (tensors_in_a_pickle, "it is a pickle that torch.save did not write"),
-    "arrays beside an epoch": (arrays_of_torch_save, r"arrays of NumPy.*torch.from_numpy\(array\)"),
+    "arrays without dotted names": (
+        arrays_of_torch_save,
+        r"arrays of NumPy.*torch.from_numpy\(array\)",
+    ),
     "a quantised network": (quantised, "a quantised network, which has no gradients"),
     "arrays": (arrays_of_numpy, "it is an archive of NumPy; allowed: tensors by name"),
     "a damaged directory": (damaged_directory, "holds no weights .*BadZipFile"),
@@ -213,6 +215,36 @@ def test_weights_are_found_in_other_forms(form: str, tmp_path: Path) -> None:
     fill(network(), tmp_path / "w.pt")
 
 
+ARRAYS: dict[str, Callable[[Tensor], Any]] = {
+    "as they are": lambda value: value.numpy(),
+    "by columns": lambda value: np.asfortranarray(value.numpy()),
+    "not contiguous": lambda value: np.repeat(value.numpy()[..., None], 2, -1)[..., 0],
+    "big-endian": lambda value: value.numpy().astype(value.numpy().dtype.newbyteorder(">")),
+}
+
+
+@pytest.mark.parametrize("protocol", [2, 5])
+@pytest.mark.parametrize("form", ARRAYS)
+def test_arrays_of_numpy_are_the_same_numbers_as_tensors(
+    form: str, protocol: int, tmp_path: Path
+) -> None:
+    path, model = tmp_path / "net.pt", network()
+    state = {name: ARRAYS[form](value) for name, value in model.state_dict().items()}
+    torch.save({"state_dict": state, "epoch": 3}, path, pickle_protocol=protocol)
+    other = network()
+    fill(other, path)
+    assert same(other, model)
+    assert read(path).notes == ()
+
+
+def test_an_array_of_objects_is_not_run_and_no_weight(tmp_path: Path) -> None:
+    path, sprung = tmp_path / "net.pt", tmp_path / "sprung"
+    torch.save({"0.weight": np.array([Trap(sprung)], dtype=object)}, path)
+    with one_line("arrays of NumPy"):
+        read(path)
+    assert not sprung.exists()
+
+
 class Trap:
     """Unpickling it makes a folder."""
 
@@ -229,7 +261,7 @@ def test_code_beside_the_weights_is_not_run_and_said(tmp_path: Path) -> None:
     torch.save(content, path)
     stored = read(path)
     assert {*stored.tensors} == {*network().state_dict()}
-    assert stored.notes[0].startswith("not read, since it is code: posix.mkdir, numpy")
+    assert stored.notes[0].startswith("not read, since it is code: posix.mkdir and numpy")
     assert not sprung.exists()
 
 

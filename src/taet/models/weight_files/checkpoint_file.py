@@ -2,7 +2,8 @@
 
 A `torch.save` file is a pickle. `torch.load(weights_only=True)` reads tensors, numbers and texts. A
 file that also holds other objects, such as the arguments of a training script, is read by an
-unpickler that builds tensors and dictionaries and puts a `StandIn` in place of everything else.
+unpickler that builds tensors, arrays of numbers and dictionaries and puts a `StandIn` in place of
+everything else.
 """
 
 import pickle
@@ -19,6 +20,12 @@ from torch import Tensor
 
 from taet.errors import UserError
 from taet.files import read_bytes
+from taet.models.weight_files.stored_array import (
+    StoredType,
+    array_of_bytes,
+    bytes_of_text,
+    empty_array,
+)
 
 MOST_BYTES = 2**36  # size limit of a file of weights
 SAFETENSORS = ".safetensors"
@@ -115,6 +122,14 @@ BUILDERS: dict[tuple[str, str], object] = {
     ("collections", "OrderedDict"): _Builder(_dictionary),
     ("collections", "defaultdict"): _Builder(_dictionary),
     ("collections", "Counter"): _Builder(_dictionary),
+    ("_codecs", "encode"): _Builder(bytes_of_text),
+    ("numpy", "dtype"): _Builder(StoredType),
+    ("numpy", "ndarray"): _Builder(empty_array),
+    # numpy.core before NumPy 2
+    ("numpy.core.multiarray", "_reconstruct"): _Builder(empty_array),
+    ("numpy._core.multiarray", "_reconstruct"): _Builder(empty_array),
+    ("numpy.core.numeric", "_frombuffer"): _Builder(array_of_bytes),
+    ("numpy._core.numeric", "_frombuffer"): _Builder(array_of_bytes),
 }
 """What the unpickler may build; all other classes and functions become stand-ins."""
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from taet.errors import UserError, unknown
 from taet.formatting import join_words
 from taet.models.weight_files.checkpoint_file import Checkpoint, StandIn, to_state_dict
+from taet.models.weight_files.stored_array import StoredArray
 
 USUAL_KEYS = ("state_dict", "model_state_dict", "model", "net")
 AVERAGED = re.compile(r"(?<!un)(?<!non)(ema|averag|swa)")
@@ -94,10 +95,14 @@ def _collect(
 def _named_tensors(content: Mapping[object, object], path: str) -> dict[str, Tensor] | None:
     """Return the tensors of a mapping if it is a set of weights, else None.
 
-    Beside tensors with dotted names, a script may have put an epoch or an accuracy.
+    Beside tensors with dotted names, a script may have put an epoch or an accuracy. Arrays of
+    numbers are tensors where their names have a dot.
     """
     tensors, others = {}, []
-    for name, value in content.items():
+    for name, stored in content.items():
+        value = stored
+        if isinstance(stored, StoredArray) and isinstance(name, str) and "." in name:
+            value = stored.tensor
         if isinstance(name, str) and isinstance(value, Tensor):
             tensors[WRAPPERS.sub("", name)] = value
         else:
@@ -176,8 +181,7 @@ def _holds_arrays(content: object, depth: int = 0) -> bool:
     if not isinstance(content, Mapping) or depth > DEEPEST:
         return False
     return any(
-        (isinstance(value, StandIn) and value.origin.startswith("numpy."))
-        or _holds_arrays(value, depth + 1)
+        isinstance(value, StoredArray) or _holds_arrays(value, depth + 1)
         for value in content.values()
     )
 
