@@ -30,9 +30,9 @@ ALONE = {
         *("class_counts", "class_groups", "difference"),
         *("wilson_interval", "exact_interval", "balanced_interval"),
     ],
-    "taet.models": ["build", "Normalized", "trusted"],
-    "taet.protocols": ["taet", "reat"],
-    "taet.settings": ["override"],
+    "taet.models": ["build", "Normalized", "split_head", "trusted"],
+    "taet.protocols": ["taet", "reat", "official", "recipes", "start"],
+    "taet.settings": ["flat", "override"],
 }
 
 

@@ -65,6 +65,12 @@ def official(method: str = Run.default("method")) -> Run:
     to compare methods.
 
     Other settings stay as in `taet`. A method without published settings is a `UserError`.
+
+    Example:
+        >>> from taet.protocols import official
+        >>> run = official("trades")
+        >>> run.training.epochs, run.training.lr
+        (76, 0.1)
     """
     from taet import methods  # imported here because a listing of the protocols needs no method
 
@@ -102,7 +108,14 @@ PROTOCOLS: dict[str, Callable[[str], Run]] = {"taet": taet, "reat": reat, "offic
 
 @functools.cache
 def recipes() -> dict[str, tuple[str, dict[str, object]]]:
-    """Return the title of every recipe, and its settings by their dotted names, lists as tuples."""
+    """Return the title of every recipe, and its settings by their dotted names, lists as tuples.
+
+    Example:
+        >>> from taet.protocols import recipes
+        >>> title, settings = recipes()["fast"]
+        >>> settings["training.epochs"], settings["threat.steps"]
+        (60, 2)
+    """
     stored = tomllib.loads(Path(__file__).with_name("recipes.toml").read_text(encoding="utf-8"))
     return {
         name: (of.pop("title"), {key: to_python(value) for key, value in of.items()})
@@ -111,7 +124,14 @@ def recipes() -> dict[str, tuple[str, dict[str, object]]]:
 
 
 def start(protocol: str, method: str = Run.default("method"), recipe: str | None = None) -> Run:
-    """Return the run of `protocol` for `method`, with the settings of `recipe` if given."""
+    """Return the run of `protocol` for `method`, with the settings of `recipe` if given.
+
+    Example:
+        >>> from taet.protocols import start
+        >>> run = start("taet", "at-bsl", recipe="fast")
+        >>> run.method, run.training.epochs
+        ('at-bsl', 60)
+    """
     if protocol not in PROTOCOLS:
         raise unknown("protocol", protocol, PROTOCOLS)
     if recipe is not None and recipe not in recipes():

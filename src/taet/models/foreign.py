@@ -343,6 +343,15 @@ def split_head(
     Whether a layer's outputs are the network's logits is tested on two images. Its inputs are then
     the features, and the parts are copies. A network without such a layer is used whole; a
     Classifier stays as it is.
+
+    Example:
+        >>> import torch
+        >>> from taet.models import split_head
+        >>> layers = torch.nn.Flatten(), torch.nn.Linear(64, 16), torch.nn.Linear(16, 10)
+        >>> network = torch.nn.Sequential(*layers)
+        >>> split = split_head(network, num_classes=10, image_shape=(1, 8, 8))
+        >>> split.features(torch.rand(2, 1, 8, 8)).shape, split.head
+        (torch.Size([2, 16]), Linear(in_features=16, out_features=10, bias=True))
     """
     network = getattr(network, "_orig_mod", network)  # of torch.compile, which hides the layers
     images = torch.rand(2, *image_shape)

@@ -498,7 +498,13 @@ def option_words(name: str, value: object) -> list[str]:
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield (dotted name, value) of a table and its subtables: `"a.b" = 1` and `a.b = 1` are the
-    same."""
+    same.
+
+    Example:
+        >>> from taet.settings import flat
+        >>> dict(flat({"training": {"epochs": 20}, "threat.steps": 2}))
+        {'training.epochs': 20, 'threat.steps': 2}
+    """
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from flat(value, f"{prefix}{name}.")
