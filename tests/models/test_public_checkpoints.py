@@ -234,3 +234,50 @@ def test_a_file_of_values_that_are_not_finite_is_for_nothing(tmp_path: Path) -> 
     state["conv1.weight"] = state["conv1.weight"] * torch.nan
     lines = description(state, tmp_path)
     assert lines[-1] == "not to be used: some of these numbers are not finite"
+
+
+def test_a_file_with_another_layer_than_the_last_one_is_for_training(tmp_path: Path) -> None:
+    state = state_of(ResNet18(WIDTH))
+    body = {name: value for name, value in state.items() if not name.startswith("linear.")}
+    lines = description({**body, "projection.weight": torch.ones(5, 5)}, tmp_path)
+    assert lines[-2] == "last layer: not in the file, so it classifies nothing yet"
+
+
+@pytest.mark.parametrize("prefix", ["kd_loss.student.", "criterion.model."])
+def test_a_network_inside_a_loss_has_its_own_tensors(prefix: str, tmp_path: Path) -> None:
+    theirs = random_statistics(ResNet18(WIDTH))
+    path = saved(under(prefix, theirs), tmp_path / "net.pt")
+    network, notes = load("resnet18", path)
+    torch.testing.assert_close(logits(network), logits(theirs), rtol=1e-4, atol=1e-4)
+    assert "of a loss" not in notes[0]
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        under("kd_loss.teacher.", ResNet18(WIDTH)),
+        {"criterion.model.linear2.weight": torch.ones(10, 64)},
+        {"criterion.prototypes": torch.ones(10, 64)},
+    ],
+    ids=["a second network", "a second head", "a matrix"],
+)
+def test_more_than_class_weights_in_a_loss_is_refused(
+    beside: dict[str, Tensor], tmp_path: Path
+) -> None:
+    inside = "criterion.model." if "criterion.model.linear2.weight" in beside else "model."
+    content = {**under(inside, ResNet18(WIDTH)), **beside}
+    with one_line("it also has "):
+        load("resnet18", saved(content, tmp_path / "net.pt"))
+
+
+def test_a_loss_below_a_common_prefix_is_left_out(tmp_path: Path) -> None:
+    content = {**under("module.net.", ResNet18(WIDTH)), "module.criterion.weight": torch.ones(10)}
+    _, notes = load("resnet18", saved(content, tmp_path / "net.pt"))
+    assert "but for module.criterion.weight, of a loss" in notes[0]
+
+
+def test_two_names_that_a_wrapper_tells_apart_are_refused(tmp_path: Path) -> None:
+    first, second = ResNet18(WIDTH), ResNet18(WIDTH)
+    content = {**under("m.", first), **under("m._orig_mod.", second)}
+    with one_line("holds m.conv1.weight and m._orig_mod.conv1.weight, which are one name"):
+        load("resnet18", saved(content, tmp_path / "net.pt"))

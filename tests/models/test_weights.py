@@ -310,6 +310,25 @@ def test_torchscript_is_refused_with_the_remedy(tmp_path: Path) -> None:
         read(path)
 
 
+def test_beside_a_quantised_network_its_weights_from_before_are_taken(tmp_path: Path) -> None:
+    quantised = {"0._packed_params._packed_params": (1, 2), "0.scale": torch.tensor(1.0)}
+    content = {"model": network().state_dict(), "quantised": quantised}
+    path = saved(tmp_path / "net.pt", content)
+    assert read(path).tensors["0.weight"].equal(content["model"]["0.weight"])
+    with one_line("a quantised network"):
+        read(f"{path}:quantised")
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_half_a_file_in_the_old_form_is_no_foreign_pickle(protocol: int, tmp_path: Path) -> None:
+    path = tmp_path / "net.pt"
+    old = {"_use_new_zipfile_serialization": False, "pickle_protocol": protocol}
+    torch.save(network().state_dict(), path, **old)
+    os.truncate(path, path.stat().st_size - 4)
+    with one_line("or is truncated"):
+        read(path)
+
+
 def test_a_mapping_that_holds_itself_is_refused(tmp_path: Path) -> None:
     content: dict[str, Any] = {}
     content["model"] = content

@@ -173,7 +173,7 @@ OTHER_FORMATS = {
 """What files of other kinds begin with, and what to give in their place."""
 PICKLE = b"\x80"
 MAGIC_OF_TORCH = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-"""The number that a file of torch before version 1.6 begins with, after the pickle's version."""
+"""The number near the beginning of a file in the form of torch before version 1.6."""
 
 
 def _other_format(path: Path) -> str:
@@ -185,7 +185,7 @@ def _other_format(path: Path) -> str:
     for first, text in OTHER_FORMATS.items():
         if beginning.startswith(first):
             return text
-    if beginning.startswith(PICKLE) and not beginning[2:].startswith(MAGIC_OF_TORCH):
+    if beginning.startswith(PICKLE) and MAGIC_OF_TORCH not in beginning:
         return (
             "it is a pickle that torch.save did not write, and reading it runs its code; allowed: "
             "tensors by name, made where the file is trusted, by: import pickle, torch; "

@@ -108,10 +108,11 @@ def describe_file(stored: StoredWeights) -> list[str]:
     if stored.is_of_run:
         lines.append("names: those of a run of taet")
     if names:
-        recognised = _fitting(stored.tensors, LAYOUTS[names[0]])
+        layout = LAYOUTS[names[0]]
+        recognised = _fitting(stored.tensors, layout)
         if recognised is not None:
             lines += _about_names(recognised)
-            has_head = _has_head(recognised)
+            has_head = stored.is_of_run or _has_head(recognised, layout)
     classes = stored.class_names()
     if classes is not None:
         lines.append(f"classes: {join_words(classes, most=MOST_NAMES)}")
@@ -125,10 +126,12 @@ def describe_file(stored: StoredWeights) -> list[str]:
     return [*lines, f"to {use} --data NAME"]
 
 
-def _has_head(recognised: Recognised) -> bool:
-    """Whether a file has a last layer, by its name or as all that is left over."""
-    has_named_head = any(name.startswith("head.") for name in recognised.tensors)
-    return has_named_head or bool(recognised.left_over)
+def _has_head(recognised: Recognised, layout: ResidualLayout) -> bool:
+    """Whether a file has a last layer beside the body: a matrix for as many features."""
+    features = layout.block.expansion * layout.widths[-1]
+    return any(
+        value.ndim == 2 and value.shape[1] == features for value in recognised.left_over.values()
+    )
 
 
 def _about_names(recognised: Recognised) -> list[str]:

@@ -19,8 +19,8 @@ COUNTER = "num_batches_tracked"  # that old files lack, and no evaluation uses
 MEANS = re.compile(r"(^|[._])(mean|means|mu)$")
 DEVIATIONS = re.compile(r"(^|[._])(std|stds|sd|sigma)$")
 MOST_CHANNELS = 4
-LOSSES = re.compile(r"(criterion|loss(_fn|_func|_function)?|\w+_loss)\.")
-"""Parts beside a network, in a module that holds both, whose tensors are class weights."""
+OF_LOSS = re.compile(r"(?P<outer>(\w+\.)*?)(criterion|loss(_fn|_func|_function)?|\w+_loss)\.\w+")
+"""A tensor of a loss beside a network, in a module that holds both; such are class weights."""
 
 
 class NameMap(NamedTuple):
@@ -102,7 +102,7 @@ def _prefixes(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> Iterat
     prefixes = {
         name.removesuffix(first) for name in tensors if name == first or name.endswith(f".{first}")
     }
-    for prefix in sorted(prefixes, key=len):
+    for prefix in sorted(prefixes, key=lambda prefix: (len(prefix), prefix)):
         if all(prefix + name in tensors for name in needed):
             yield prefix
 
@@ -115,7 +115,7 @@ def _recognised(tensors: Mapping[str, Tensor], prefix: str, name_map: NameMap) -
         inner = name.removeprefix(prefix)
         if name.startswith(prefix) and inner in names:
             of_network[names[inner]] = value
-        elif LOSSES.match(name):
+        elif _is_of_loss(name, value, prefix):
             of_loss.append(name)
         elif not _is_unused(inner, name_map.naming):
             others[inner] = value
@@ -126,6 +126,16 @@ def _recognised(tensors: Mapping[str, Tensor], prefix: str, name_map: NameMap) -
     if not name_map.names.keys() & {"mean", "std"}:
         normalization, left_over = _take_normalization(left_over)
     return Recognised(of_network, prefix, name_map, normalization, left_over, tuple(of_loss))
+
+
+def _is_of_loss(name: str, value: Tensor, prefix: str) -> bool:
+    """Whether a tensor is that of a loss beside the network under `prefix`: class weights, and no
+    network or layer of the loss."""
+    found = OF_LOSS.fullmatch(name)
+    if found is None or value.ndim > 1:
+        return False
+    is_inside_network = prefix != "" and name.startswith(prefix)
+    return prefix.startswith(found["outer"]) and not is_inside_network
 
 
 def _is_unused(name: str, naming: Naming | None) -> bool:

@@ -45,10 +45,16 @@ def find_weights(checkpoint: Checkpoint, path: str, key: str | None = None) -> W
             an unknown key.
     """
     sets: dict[str, dict[str, Tensor]] = {}
-    _collect(checkpoint.content, (), sets, path, set())
+    quantised: list[str] = []
+    _collect(checkpoint.content, (), sets, quantised, path, set())
     if any(_has_dotted_names(tensors) for tensors in sets.values()):
         # such as the mean and deviation of a normalisation
         sets = {key: tensors for key, tensors in sets.items() if _has_dotted_names(tensors)}
+    if quantised and (not sets or key in quantised):
+        raise UserError(
+            f"{path} holds a quantised network, which has no gradients to attack it by; allowed: "
+            "its weights from before it was quantised"
+        )
     if not sets:
         raise _no_weights(checkpoint.content, path)
     chosen = _usual_key(sets, path) if key is None else _named_key(sets, key, path)
@@ -68,10 +74,12 @@ def _collect(
     content: object,
     keys: tuple[str, ...],
     sets: dict[str, dict[str, Tensor]],
+    quantised: list[str],
     path: str,
     seen: set[int],
 ) -> None:
-    """Add every set of named tensors in `content` to `sets`."""
+    """Add every set of named tensors in `content` to `sets`, and the keys of quantised networks to
+    `quantised`."""
     if isinstance(content, StandIn) and content.is_module:
         where = f" under '{'.'.join(keys)}'" if keys else ""
         raise UserError(
@@ -83,13 +91,16 @@ def _collect(
     if not isinstance(content, Mapping) or id(content) in seen or len(keys) > DEEPEST:
         return
     seen.add(id(content))
+    if any(isinstance(name, str) and QUANTISED in name for name in content):
+        quantised.append(".".join(keys))
+        return
     tensors = _named_tensors(content, path)
     if tensors is not None:
         sets[".".join(keys)] = tensors
         return
     for key, value in content.items():
         if isinstance(key, str) and not NOT_WEIGHTS.search(key.lower()):
-            _collect(value, (*keys, key), sets, path, seen)
+            _collect(value, (*keys, key), sets, quantised, path, seen)
 
 
 def _named_tensors(content: Mapping[object, object], path: str) -> dict[str, Tensor] | None:
@@ -104,18 +115,19 @@ def _named_tensors(content: Mapping[object, object], path: str) -> dict[str, Ten
         if isinstance(stored, StoredArray) and isinstance(name, str) and "." in name:
             value = stored.tensor
         if isinstance(name, str) and isinstance(value, Tensor):
-            tensors[WRAPPERS.sub("", name)] = value
+            inner = WRAPPERS.sub("", name)
+            if inner in tensors or (inner != name and inner in content):
+                raise UserError(
+                    f"{path} holds {inner} and {name}, which are one name without what torch puts "
+                    "into it; allowed: one of them"
+                )
+            tensors[inner] = value
         else:
             others.append((str(name), value))
     has_dotted_names = _has_dotted_names(tensors)
     if not tensors or (others and not has_dotted_names):
         return None
     for name, value in others:
-        if QUANTISED in name:
-            raise UserError(
-                f"{path} holds a quantised network, which has no gradients to attack it by; "
-                "allowed: its weights from before it was quantised"
-            )
         if "." in name and isinstance(value, StandIn):
             raise UserError(
                 f"{path} holds pickled code ({value.origin}), which is never run; save "
