@@ -49,6 +49,50 @@ def test_a_column_of_that_name_with_other_cells_gives_none(images, write_table):
     assert note_of(dataset, "unused-columns").numbers["names"] == ("set",)
 
 
+def test_a_column_of_splits_leaves_columns_of_classes_as_they_are(images, write_table):
+    rows = [
+        f"images/{i:02d}.png,{'test' if i > 5 else 'train'},{i % 2},{1 - i % 2},{i % 3 % 2}"
+        for i in range(10)
+    ]
+    dataset = load(write_table(images, rows, "image,subset,MEL,NV,male"))
+    assert dataset.class_names == ("MEL", "NV")
+    assert levels(dataset.test) == [6, 7, 8, 9]
+
+
+@pytest.mark.parametrize(
+    ("cells", "why"),
+    [
+        (["train", "test", ""], "line 4 has ''"),
+        (["Training", "PublicTest", "PrivateTest"], "line 3 has 'PublicTest'"),
+        (["val", "test"], "no row of it says train"),
+    ],
+)
+def test_a_column_that_may_give_splits_and_is_not_used_is_noted(cells, why, images, write_table):
+    rows = [f"{row},{cells[i % len(cells)]}" for i, row in enumerate(labels())]
+    note = note_of(load(write_table(images, rows, "path,label,Usage")), "half-used-splits")
+    assert why in str(note)
+
+
+def test_two_columns_of_splits_that_differ_are_refused(images, write_table, refused):
+    rows = [
+        f"{row},{'train' if i % 2 else 'test'},{'train' if i % 3 else 'test'}"
+        for i, row in enumerate(labels())
+    ]
+    refused(
+        write_table(images, rows, "path,label,phase,dataset"),
+        "two columns of splits, 'phase' and 'dataset', that differ; allowed: one of them",
+    )
+
+
+@pytest.mark.parametrize("column", ["split", "set"])
+def test_splits_of_a_table_beside_class_folders_are_missed(column, tmp_path, fill, write_table):
+    fill(tmp_path / "cat", 0, 5)
+    fill(tmp_path / "dog", 50, 5)
+    rows = [f"{name}/00.png,{split}" for name, split in (("cat", "train"), ("dog", "test"))]
+    write_table(tmp_path, rows, f"image,{column}", name="meta.csv")
+    assert "may give other splits" in str(note_of(load(tmp_path), "unused-table"))
+
+
 def test_repeated_rows_count_once(images, write_table):
     dataset = load(write_table(images, labels() * 2))
     assert len(dataset.train) + len(dataset.test) == 10
@@ -94,7 +138,57 @@ def test_lists_may_lie_apart_from_class_folders_with_other_splits(tmp_path, fill
 
 
 def test_a_folder_without_a_table_for_training_is_refused(images, refused):
-    refused(f"csv:{images}", "is a folder without a table of labels for training; allowed: a table")
+    refused(f"csv:{images}", "has no table of labels for each split, .* got none; allowed: a table")
+    (images / "Places_LT_test.txt").write_text("images/00.png 0\nimages/01.png 1\n")
+    refused(f"csv:{images}", "got 'Places_LT_test.txt'; allowed: a table")
+
+
+def test_a_list_for_training_that_is_not_understood_is_refused(images, refused):
+    (images / "Places_LT_train.txt").write_text("# path label\nimages/00.png 0\n")
+    (images / "Places_LT_test.txt").write_text("images/00.png 0\nimages/01.png 1\n")
+    refused(f"csv:{images}", r"Places_LT_train.txt' is not understood .* is '# path label'")
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("list_eval_partition.txt", "{image} 0"),
+        ("sizes.txt", "{image} 300"),
+        ("train_pairs.txt", "{image} cat/00.png 1"),
+        ("train.txt", "{image} 0"),
+    ],
+)
+def test_texts_beside_class_folders_are_no_labels(name, line, tmp_path, fill):
+    files = fill(tmp_path / "cat", 0, 5) + fill(tmp_path / "dog", 50, 5)
+    lines = [line.format(image=file.relative_to(tmp_path)) for file in files]
+    (tmp_path / name).write_text("\n".join(lines[:8]) + "\n")
+    dataset = load(tmp_path)
+    assert dataset.class_names == ("cat", "dog")
+    assert len(dataset.train) + len(dataset.test) == 10
+
+
+def test_a_list_that_is_not_used_beside_class_folders_is_named(tmp_path, fill):
+    fill(tmp_path / "cat", 0, 5)
+    fill(tmp_path / "dog", 50, 5)
+    for split, number in (("test", 1), ("train", 0)):
+        (tmp_path / f"{split}.txt").write_text(f"cat/0{number}.png 0\ndog/0{number}.png 1\n")
+    note = note_of(load(tmp_path), "unused-tables")
+    assert f"--data 'csv:{tmp_path}' takes their labels" in str(note)
+
+
+def test_numbers_of_a_list_have_no_leading_zeros(images):
+    (images / "train.txt").write_text("".join(f"images/0{i}.png {i // 3}\n" for i in range(6)))
+    (images / "test.txt").write_text("images/06.png 00\nimages/07.png 01\n")
+    assert load(images).test.labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_text_with_a_header_is_a_table_where_it_is_named(encoding, images, write_table):
+    """Excel saves "Unicode text" so."""
+    expected = load(write_table(images, labels())).manifest()
+    lines = ["path\tlabel", *(label.replace(",", "\t") for label in labels())]
+    (images / "labels.txt").write_text("\n".join(lines), encoding=encoding)
+    assert load(f"csv:{images / 'labels.txt'}").manifest() == expected
 
 
 def test_a_text_of_other_lines_is_no_list(images):
@@ -220,6 +314,17 @@ def test_where_no_table_is_understood_its_first_line_is_shown(images, write_tabl
         r"holds no class folders; .*the first line of 'table.csv' is scan and finding: "
         r"--data.path and --data.label name its columns",
     )
+
+
+def test_two_tables_that_could_have_the_labels_are_named(images, write_table, refused):
+    for name in ("a.csv", "b.csv"):
+        write_table(images, labels(), name=name)
+    refused(images, "it is not clear which of the tables 'a.csv' and 'b.csv' has the labels")
+
+
+def test_a_licence_is_no_table(images, refused):
+    (images / "LICENSE").write_text("MIT License\n")
+    refused(images, "holds no class folders; allowed: class folders, or a table: csv:FILE$")
 
 
 def test_a_table_of_another_program_is_named(images, refused):

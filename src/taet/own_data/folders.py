@@ -2,7 +2,6 @@
 images are listed."""
 
 import os
-import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -63,7 +62,7 @@ def read(data: Data, only_test: bool = False) -> DataSource:
     if pattern is not None:  # instead of columns, folders and tracks
         data = data.replace(group_pattern=None, group="none")
     if data.name.startswith("csv:"):
-        images, notes = _of_tables(path, data)
+        images, notes = _of_tables(path, data, only_test)
         order = by_number(image.label for image in images)
     else:
         folder = path
@@ -121,7 +120,10 @@ def list_folder(path: Path, data: Data, only_test: bool = False) -> Listing:
         if found := split_folders(candidate):
             folder, splits = candidate, found
             break
-    beside = tables.labelled_tables(folder, data)
+    labelled = tables.labelled_tables(folder, data)
+    beside = labelled
+    if len(subfolders(folder)) > 1:  # class folders say more than the numbers of a list
+        beside = [table for table in labelled if table.suffix.lower() != tables.LIST]
     if splits and not (len(beside) == 1 and _hold_only_images(splits.values(), data)):
         made = _of_split_folders(folder, splits, data)
     elif len(beside) == 1:
@@ -133,7 +135,7 @@ def list_folder(path: Path, data: Data, only_test: bool = False) -> Listing:
         made = _of_class_folders(path, beside, data, only_test)
     if not made.tables_used:
         _refuse_named_columns(folder, data)
-    unused = [table for table in beside if table not in made.tables_used]
+    unused = [table for table in labelled if table not in made.tables_used]
     notes = [*made.notes, *_unused_labels(unused), *_unused_tables(folder, made, data)]
     return Listing(made.images, notes)
 
@@ -155,8 +157,7 @@ def _by_split(labelled: Sequence[Path]) -> dict[str, Path]:
         return {"": labelled[0]}
     by_split = dict[str, Path]()
     for table in labelled:
-        words = re.split("[^a-z]+", table.stem.lower())
-        split = next((SPLITS[word] for word in words if word in SPLITS), "")
+        split = tables.split_in(table.name)
         if not split or split in by_split:
             return {}
         by_split[split] = table
@@ -188,19 +189,36 @@ def _refuse_named_columns(folder: Path, data: Data) -> None:
 # Tables
 
 
-def _of_tables(path: Path, data: Data) -> Listing:
+def _of_tables(path: Path, data: Data, only_test: bool) -> Listing:
     """Return the images of csv:PATH, a table or a folder with a table for each split."""
     root = tables.image_root(path, data)
     if not path.is_dir():
         return tables.labelled(path, root, data)
-    by_split = _by_split(tables.labelled_tables(path, data))
-    if not by_split:
+    labelled = tables.labelled_tables(path, data)
+    _check_all_are_understood(path, labelled)
+    by_split = _by_split(labelled)
+    only = tables.split_in(labelled[0].name) if len(labelled) == 1 else ""
+    if not by_split or (only in ("validation", "test") and not only_test):
+        names = join_words([f"'{table.name}'" for table in labelled], most=4)
         raise UserError(
-            f"'{path}' is a folder without a table of labels for training; allowed: a table, or a "
-            "folder with one for each split, named e.g. train.csv and test.csv"
+            f"'{path}' has no table of labels for each split, with one for training: got "
+            f"{names or 'none'}; allowed: a table, or a folder with tables named e.g. train.csv "
+            "and test.csv"
         )
     listing = _of_split_tables(root, by_split, data)
     return Listing(listing.images, listing.notes)
+
+
+def _check_all_are_understood(path: Path, labelled: Collection[Path]) -> None:
+    """Refuse a file that has the name of a split and of a table, and is not read as one."""
+    for file in sorted(path.iterdir()):
+        has_suffix = file.suffix and file.suffix.lower() in tables.TABLE_SUFFIXES
+        if has_suffix and tables.split_in(file.name) and file not in labelled:
+            first = tables.first_line(file)
+            raise UserError(
+                f"'{file}' is not understood as a table of labels; its first line is '{first}'; "
+                "allowed: columns of paths and labels, or lines of a path and a number"
+            )
 
 
 def _of_one_hot_tables(folder: Path, by_split: Mapping[str, Path], data: Data) -> Listing:
@@ -300,12 +318,16 @@ def _unused_labels(unused: Sequence[Path]) -> list[DataNote]:
     if not unused:
         return []
     names = join_words((f"'{table.name}'" for table in unused), most=3)
-    text = f"tables of labels that are not used: {names}{_use_of_table(unused[0])}"
+    text = f"tables of labels that are not used: {names}{_use_of_table(unused)}"
     return [DataNote(text, "unused-tables", count=len(unused))]
 
 
-def _use_of_table(table: Path) -> str:
-    return f"; --data 'csv:{table}' takes the labels of that table"
+def _use_of_table(tables_of_labels: Sequence[Path]) -> str:
+    """Return how tables of labels are used instead of folders."""
+    first = tables_of_labels[0]
+    if len(tables_of_labels) > 1 and _by_split(tables_of_labels):
+        return f"; --data 'csv:{first.parent}' takes their labels"
+    return f"; --data 'csv:{first}' takes the labels of that table"
 
 
 def _unused_tables(folder: Path, made: FolderListing, data: Data) -> list[DataNote]:
@@ -327,10 +349,17 @@ def _unused_tables(folder: Path, made: FolderListing, data: Data) -> list[DataNo
         if roles.group and not has_groups:
             text = f"'{table.name}' is not used: {why.format(roles.group)}"
             with_groups.append(DataNote(text, "unused-table", name=table.name))
-        if roles.split:
+        if roles.split or _has_column_of_splits(table, roles):
             text = f"'{table.name}' is not used: it may give other splits"
             with_splits.append(DataNote(text, "unused-table", name=table.name))
     return with_groups + with_splits
+
+
+def _has_column_of_splits(table: Path, roles: tables.Roles) -> bool:
+    names = {name.lower() for name in tables.header(table)}
+    if names.isdisjoint(tables.SPLIT_COLUMNS):
+        return False
+    return bool(tables.column_of_splits(tables.read_table(table), roles))
 
 
 # Class folders
@@ -343,7 +372,7 @@ def _of_class_folders(
     used."""
     _check_group_option(data.group)
     images, notes, _ = _of_split("", path, (), data)
-    hint = _use_of_table(beside[0]) if beside else ""
+    hint = _use_of_table(beside) if beside else ""
     _check_no_splits_inside(images, path)
     if not only_test and len({image.label for image in images}) == 1:
         if images[0].group:
@@ -434,18 +463,24 @@ def _of_split(split: str, outer: Path, known: Collection[str], data: Data) -> Fo
 
 
 def _no_class_folders(folder: Path, outer: Path, data: Data) -> UserError:
-    """Return the error for a folder without class folders, with what the first table near it
-    lacks."""
-    hints = list[str]()
+    """Return the error for a folder without class folders, with what the tables near it lack."""
+    others, lacking, complete = list[str](), list[str](), list[str]()
     for place in dict.fromkeys([outer, folder]):
-        for table, roles in tables.headers(place, data).items():
-            if columns := join_words(tables.header(table), most=5):
-                first_line = f"the first line of '{table.name}' is {columns}"
-                hints.append(f"; {first_line}: {_options_of_columns(roles)} its columns")
         for other in sorted(place.iterdir()):
             if other.suffix.lower() in tables.OTHER_TABLES:
-                hints.append(f"; '{other.name}' is not read: save it as a .csv in UTF-8")
-    hint = hints[0] if hints else ""
+                others.append(f"; '{other.name}' is not read: save it as a .csv in UTF-8")
+        for table, roles in tables.headers(place, data).items():
+            columns = tables.header(table)
+            if roles.path and roles.label:
+                complete.append(f"'{table.name}'")
+            elif table.suffix and len(columns) > 1:
+                first_line = f"the first line of '{table.name}' is {join_words(columns, most=5)}"
+                lacking.append(f"; {first_line}: {_options_of_columns(roles)} its columns")
+    several = ""
+    if len(complete) > 1:
+        names = join_words(complete, most=4)
+        several = f"; it is not clear which of the tables {names} has the labels"
+    hint = next((hint for hint in (several, *others, *lacking) if hint), "")
     return UserError(
         f"'{folder}' holds no class folders; allowed: class folders, or a table: csv:FILE{hint}"
     )

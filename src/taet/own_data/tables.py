@@ -34,8 +34,11 @@ TABLE_SUFFIXES = (".csv", ".tab", ".tsv", ".jsonl", ".txt", "")
 LINES, LIST = ".jsonl", ".txt"
 OTHER_TABLES = (".xlsx", ".xls", ".ods", ".parquet", ".json")
 """Suffixes of files that may be tables of labels, and are not read."""
-LIST_LINE = re.compile(rf"(.+(?:{'|'.join(map(re.escape, SUFFIXES))}))\s+(\d+)\s*", re.IGNORECASE)
-"""A line of a list, as those of ImageNet-LT and Places-LT: the path of an image and its class."""
+IMAGE_SUFFIX = f"(?:{'|'.join(map(re.escape, SUFFIXES))})"
+LIST_LINE = re.compile(
+    rf"((?:(?!{IMAGE_SUFFIX}\s).)+{IMAGE_SUFFIX})\s+(\d{{1,18}})\s*", re.IGNORECASE
+)
+"""A line of a list, as those of ImageNet-LT and Places-LT: the path of one image and its class."""
 COLUMNS = {
     "path": (
         *("path", "file", "filename", "file_name", "image", "image_id", "isic_id"),
@@ -90,9 +93,23 @@ def read_table(path: Path) -> ImageTable:
     """Return the rows of a table: the place of each, and its cells by column."""
     with reading(path, TABLE):
         text = _decoded(path.read_bytes())
-        readers = {LINES: _read_json_lines, LIST: _read_list}
-        reader = readers.get(path.suffix.lower(), _read_csv)
-        return reader(path, text)
+        if path.suffix.lower() == LINES:
+            return _read_json_lines(path, text)
+        if path.suffix.lower() == LIST and _is_list(text):
+            return _read_list(path, text)
+        return _read_csv(path, text)
+
+
+def _is_list(text: str) -> bool:
+    """Whether the first line of a text is the path of an image and a number."""
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    return LIST_LINE.fullmatch(first) is not None
+
+
+def split_in(name: str) -> str:
+    """Return the split that the name of a table says, as in ImageNet_LT_train.txt; "" if none."""
+    words = re.split("[^a-z]+", Path(name).stem.lower())
+    return next((SPLITS[word] for word in words if word in SPLITS), "")
 
 
 def _decoded(content: bytes, errors: str = "strict") -> str:
@@ -112,7 +129,7 @@ def _read_list(path: Path, text: str) -> ImageTable:
         if found is None:
             got = shortened(line, 60)
             raise UserError(f"{place}: got '{got}'; allowed: the path of an image and a number")
-        rows.append(TableRow(place, {"path": found[1], "label": found[2]}))
+        rows.append(TableRow(place, {"path": found[1], "label": str(int(found[2]))}))
     return ImageTable(path, ["path", "label"], rows)
 
 
@@ -203,6 +220,13 @@ def headers(folder: Path, data: Data) -> dict[Path, Roles]:
     return found
 
 
+def first_line(path: Path) -> str:
+    """Return the beginning of the first line of a text that is not empty, for messages."""
+    with path.open("rb") as file:
+        text = _decoded(file.read(HEADER_BYTES), "replace")
+    return shortened(next((line for line in text.splitlines() if line.strip()), ""), 60)
+
+
 def header(path: Path) -> list[str]:
     """Return the names of the columns of a table, from its beginning alone."""
     with path.open("rb") as file:
@@ -210,7 +234,8 @@ def header(path: Path) -> list[str]:
     before, delimiter = _beginning(text)
     line = [*text.splitlines()[before:], ""][0]
     if path.suffix.lower() == LIST:
-        return ["path", "label"] if LIST_LINE.fullmatch(line) else []
+        # other texts are no tables of a folder
+        return ["path", "label"] if _is_list(text) and split_in(path.name) else []
     if path.suffix.lower() != LINES:
         return [name.strip(' "\r\n') for name in line.split(delimiter)]
     try:
@@ -300,9 +325,9 @@ def labelled(path: Path, folder: Path, data: Data) -> Listing:
     table = read_table(path)
     _check_named_columns(table, data)
     roles = roles_of(table.columns, data)
-    if not roles.split:
-        roles = roles._replace(split=_column_of_splits(table, roles))
     classes = [] if roles.label else class_columns(table, roles, data)
+    if not roles.split:
+        roles = roles._replace(split=column_of_splits(table, roles))
     _check_roles(table, roles, classes)
     other_groups = list[str]()
     if data.group is None:
@@ -317,7 +342,8 @@ def labelled(path: Path, folder: Path, data: Data) -> Listing:
                 f"{image.place}"
             )
     placed = find_files(_with_whole_numbers([*images.values()]), folder)
-    return Listing(placed.images, _column_notes(table, roles, classes) + placed.notes)
+    notes = _column_notes(table, roles, classes) + _half_used_splits(table, roles)
+    return Listing(placed.images, notes + placed.notes)
 
 
 def _with_whole_numbers(images: Sequence[LabelledImage]) -> list[LabelledImage]:
@@ -330,15 +356,43 @@ def _with_whole_numbers(images: Sequence[LabelledImage]) -> list[LabelledImage]:
     return [image._replace(label=image.label.partition(".")[0]) for image in images]
 
 
-def _column_of_splits(table: ImageTable, roles: Roles) -> str:
+def column_of_splits(table: ImageTable, roles: Roles) -> str:
     """Return the column with one of `SPLIT_COLUMNS` as its name whose cells are all names of
-    splits, train among them; "" if there is none."""
+    splits, train among them; "" if there is none.
+
+    Two such columns that differ are refused.
+    """
+    splits_of = dict[str, list[str]]()
     for name in table.columns:
         if name.lower() in SPLIT_COLUMNS and name not in roles:
-            splits = {SPLITS.get(row.cells[name].lower(), "") for row in table.rows}
+            splits = [SPLITS.get(row.cells[name].lower(), "") for row in table.rows]
             if "train" in splits and "" not in splits:
-                return name
-    return ""
+                splits_of[name] = splits
+    first = next(iter(splits_of), "")
+    for other, splits in splits_of.items():
+        if splits != splits_of[first]:
+            raise UserError(
+                f"'{table.path}' has two columns of splits, '{first}' and '{other}', that differ; "
+                "allowed: one of them, or one called split"
+            )
+    return first
+
+
+def _half_used_splits(table: ImageTable, roles: Roles) -> list[DataNote]:
+    """Return a note on each column that is not used, although some of its cells are splits."""
+    notes = list[DataNote]()
+    for name in table.columns:
+        if name.lower() not in SPLIT_COLUMNS or name in roles or roles.split:
+            continue
+        other = [row for row in table.rows if row.cells[name].lower() not in SPLITS]
+        if len(other) == len(table.rows):
+            continue
+        why = "no row of it says train"
+        if other:
+            why = f"{other[0].place} has '{shortened(other[0].cells[name], 40)}'"
+        text = f"'{name}' may give other splits; it is not used, since {why}"
+        notes.append(DataNote(text, "half-used-splits", name=name))
+    return notes
 
 
 def _check_named_columns(table: ImageTable, data: Data) -> None:
