@@ -180,7 +180,10 @@ def test_what_the_contributing_guide_adds_is_trained_attacked_and_reported(tmp_p
     result = taet.train(override(protocols.taet("my-idea"), changes), out=tmp_path / "run")
     taet.evaluate(result.folder, attacks=["clean", "corner", "pgd-2"])
     page = text(taet.results(result.folder).report(tmp_path / "report.html"))
-    assert all(word in page for word in ("my-idea", "inverse-frequency", "corner", "on two-digits"))
+    assert all(
+        word in page
+        for word in ("AT + logit squeezing", "inverse-frequency", "corner", "on two-digits")
+    )
 
 
 @pytest.mark.full

@@ -50,12 +50,17 @@ def test_a_bad_file_is_refused_in_one_line(npz, change, message, arrays, refused
 @pytest.mark.parametrize(
     ("change", "conversion"),
     [
-        (lambda images: images.transpose(0, 3, 1, 2), r"images.transpose\(0, 2, 3, 1\)"),
+        (lambda images: images.transpose(0, 3, 1, 2), r"these are images.transpose\(0, 2, 3, 1\)$"),
+        (
+            lambda images: images.transpose(0, 3, 1, 2) / 255,
+            r"\(255 \* images.transpose\(0, 2, 3, 1\)\).round\(\).astype\('uint8'\)$",
+        ),
+        (lambda images: images.reshape(len(images), -1) / 255, "N at least 1$"),
         (lambda images: images / 255, r"\(255 \* images\).round\(\).astype\('uint8'\)"),
         (lambda images: images.astype(float), r"images.round\(\).astype\('uint8'\)"),
         (lambda images: images - 128.0, "N at least 1$"),
     ],
-    ids=["channels first", "from 0 to 1", "as floats", "centred"],
+    ids=["channels first", "both", "flat", "from 0 to 1", "as floats", "centred"],
 )
 def test_images_of_another_usual_form_are_refused_with_the_conversion(
     change, conversion, npz, arrays, refused

@@ -89,7 +89,11 @@ def test_a_file_and_its_defaults(tmp_path: Path) -> None:
         ),
         (
             {"methods": [{"name": "at", "title": "A"}, {"name": "mart", "title": "A"}]},
-            "methods: got the title A 2 times; allowed: each once",
+            "methods: got the row A 2 times; allowed: each once",
+        ),
+        (
+            {"methods": [{"name": "at", "title": "mart"}, "mart"]},
+            "methods: got the row mart 2 times; allowed: each once",
         ),
         ({"seeds": [0, 0]}, "seeds: got 0 2 times; allowed: each once"),
         ({"protocol": "tat"}, r"unknown protocol 'tat'.*did you mean 'taet'\?"),

@@ -439,17 +439,18 @@ def checked_images(what: str, images: ArrayLike) -> Pixels:
 
 def _conversion(array: NDArray[Any]) -> str:
     """Return how images of another usual form become those that are allowed; "" if unknown."""
-    has_channels_first = array.ndim == 4 and array.shape[1] in (1, 3)
-    if has_channels_first and array.shape[3] not in (1, 3):
-        return "; channels are last: images.transpose(0, 2, 3, 1)"
-    if array.dtype.kind not in "fiu" or array.dtype == np.uint8 or not array.size:
+    steps = ["images"]
+    if array.ndim == 4 and array.shape[1] in (1, 3) and array.shape[3] not in (1, 3):
+        steps = ["images.transpose(0, 2, 3, 1)"]
+    elif array.ndim not in (3, 4) or array.shape[3:] not in ((), (1,), (3,)) or not array.size:
         return ""
-    low, high = array.min(), array.max()
-    if array.dtype.kind == "f" and low >= 0 and high <= 1:
-        return "; images in [0, 1] are (255 * images).round().astype('uint8')"
-    if low >= 0 and high <= 255:
-        return "; images.round().astype('uint8')"
-    return ""
+    if array.dtype != np.uint8:
+        if array.dtype.kind not in "fiu" or array.min() < 0 or array.max() > 255:
+            return ""
+        if array.dtype.kind == "f" and array.max() <= 1:
+            steps = [f"(255 * {steps[0]})"]
+        steps.append("round().astype('uint8')")
+    return f"; these are {'.'.join(steps)}"
 
 
 def checked_labels(what: str, labels: ArrayLike) -> Ints:

@@ -169,10 +169,10 @@ class Grid(Settings):
 
     @model_validator(mode="after")
     def _tells_rows_apart(self) -> Self:
-        titles = Counter(entry.title for entry in self.methods if entry.title is not None)
-        for title, count in titles.items():
+        rows = Counter(entry.title or entry.name for entry in self.methods)
+        for row, count in rows.items():
             if count > 1:
-                raise UserError(f"methods: got the title {title} {count} times; allowed: each once")
+                raise UserError(f"methods: got the row {row} {count} times; allowed: each once")
         return self
 
 
