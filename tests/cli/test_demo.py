@@ -36,6 +36,10 @@ def test_a_method_has_the_best_of_its_four_settings(entry: dict[str, Any]) -> No
 
 def test_the_demo_and_the_search_have_the_same_passes() -> None:
     assert SPECIFICATION.passes == PASSES
+
+
+@pytest.mark.full
+def test_the_search_was_run_with_these_passes() -> None:
     cells = {cell.name: cell for cell in grid.cells_of(SPECIFICATION, SEARCH)}
     for name in ("at-1", "at-bsl-4", "taet-2"):
         run = cells[f"{name}_digits-lt_ir10_seed11"].run

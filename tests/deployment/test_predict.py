@@ -211,7 +211,14 @@ def read_back(folder: Path) -> np.ndarray:
     return np.stack([np.asarray(Image.open(path)) for path in sorted(folder.iterdir())])
 
 
-@pytest.mark.parametrize("attack", ["pgd-3", "cw-l2:eps=2,steps=2,lr=0.1", "autoattack-fast"])
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "pgd-3",
+        "cw-l2:eps=2,steps=2,lr=0.1",
+        pytest.param("autoattack-fast", marks=pytest.mark.full),
+    ],
+)
 def test_saved_images_are_in_the_ball_and_predicted_as_told(
     attack: str, trained: Path, dataset: Dataset, tmp_path: Path
 ) -> None:
