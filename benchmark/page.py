@@ -41,7 +41,6 @@ from taet.formatting import markdown_table
 
 PAGE = RESULTS.parent / "benchmark.md"
 FIGURE = RESULTS / "benchmark.svg"
-VARIANCE_RUNS = 30
 TIER = "small"
 REPLICATES = range(1, 4)
 MORE_REPLICATES = range(1, 11)

@@ -235,6 +235,11 @@ def keep_divergence(run: BenchmarkRun, work: Path) -> None:
     copy(work / run_folder(run) / DIVERGED, target)
 
 
+def ledger_name(run: BenchmarkRun) -> str:
+    """Return what the ledger calls a run."""
+    return (run.place / run.name).as_posix()
+
+
 def record_seconds(run: BenchmarkRun, step: str, seconds: float) -> None:
     """Append to the ledger the processor time of a command, which no other program lengthens."""
     LEDGER.parent.mkdir(parents=True, exist_ok=True)
@@ -243,7 +248,7 @@ def record_seconds(run: BenchmarkRun, step: str, seconds: float) -> None:
         writer = csv.writer(file, lineterminator="\n")
         if is_new:
             writer.writerow(LedgerLine._fields)
-        writer.writerow(LedgerLine((run.place / run.name).as_posix(), step, round(seconds)))
+        writer.writerow(LedgerLine(ledger_name(run), step, round(seconds)))
 
 
 def processor_seconds() -> float:
@@ -327,7 +332,7 @@ def usual_seconds(tier: str) -> UsualSeconds:
     seconds_of: Counter[tuple[str, str]] = Counter()
     for line in read_ledger():
         seconds_of[line.run, line.step] += line.core_seconds
-    runs = {str(run.place / run.name): run for run in planned_runs(tier, ())}
+    runs = {ledger_name(run): run for run in planned_runs(tier, ())}
     of_a_pass = [
         seconds / runs[run].image_passes
         for (run, step), seconds in seconds_of.items()

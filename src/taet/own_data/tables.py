@@ -41,8 +41,7 @@ LIST_LINE = re.compile(
 """A line of a list, as those of ImageNet-LT and Places-LT: the path of one image and its class."""
 COLUMNS = {
     "path": (
-        *("path", "file", "filename", "file_name", "image", "image_id", "isic_id"),
-        "image_index",
+        *("path", "file", "filename", "file_name", "image", "image_id", "isic_id", "image_index"),
         *("image_name", "img_name", "image_path", "img_path", "filepath", "file_path", "id_code"),
     ),
     "label": ("label", "class", "classid", "class_id", "target", "dx", "diagnosis"),
@@ -102,8 +101,12 @@ def read_table(path: Path) -> ImageTable:
 
 def _is_list(text: str) -> bool:
     """Whether the first line of a text is the path of an image and a number."""
-    first = next((line for line in text.splitlines() if line.strip()), "")
-    return LIST_LINE.fullmatch(first) is not None
+    return LIST_LINE.fullmatch(_first_line_of(text)) is not None
+
+
+def _first_line_of(text: str) -> str:
+    """Return the first line that is not empty; "" if there is none."""
+    return next((line for line in text.splitlines() if line.strip()), "")
 
 
 def split_in(name: str) -> str:
@@ -224,7 +227,7 @@ def first_line(path: Path) -> str:
     """Return the beginning of the first line of a text that is not empty, for messages."""
     with path.open("rb") as file:
         text = _decoded(file.read(HEADER_BYTES), "replace")
-    return shortened(next((line for line in text.splitlines() if line.strip()), ""), 60)
+    return shortened(_first_line_of(text), 60)
 
 
 def header(path: Path) -> list[str]:
