@@ -49,8 +49,7 @@ from taet.card.card import ResultCard
 from taet.errors import UserError
 from taet.files import DIVERGED, write_atomically
 from taet.run.folder import RunFolder
-from taet.settings import option_words
-from taet.settings.schema import flat
+from taet.settings.schema import flat, option_words
 
 LEDGER = RESULTS / "core-seconds.csv"
 KEPT = ("run.json", "model.safetensors", "done", "metrics.jsonl", "evaluation.json")

@@ -10,7 +10,7 @@ import pandas as pd
 import taet
 from taet.report.drawing import MARKERS
 from taet.report.figures import COLOURS
-from taet.settings import epoch_at
+from taet.settings.schema import epoch_at
 
 RESULTS = Path(__file__).parents[1] / "results"
 CARDS = (

@@ -54,7 +54,8 @@ from taet.methods.base import Adversarial
 from taet.models import Classifier
 from taet.models.classifier import guard_layout
 from taet.models.view import make_view
-from taet.settings import Run, Threat, Training, epoch_at
+from taet.settings import Run, Threat, Training
+from taet.settings.schema import epoch_at
 from taet.training.passes import PassCounter
 from taet.training.state import State, build_optimizer
 from taet.training.step import training_step

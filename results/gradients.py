@@ -27,7 +27,8 @@ from taet.attacks import pgd
 from taet.losses import balanced_softmax, hierarchical_equalization
 from taet.machine import environment
 from taet.run.folder import RunFolder
-from taet.settings import epoch_at, override
+from taet.settings import override
+from taet.settings.schema import epoch_at
 from taet.training.loop import TrainingMonitor, train_epoch
 from taet.training.prepare import prepare
 

@@ -1,10 +1,10 @@
-"""The examples of the API reference run, and print what they say."""
+"""Every public name of the reference has an example, which runs and prints what it says."""
 
 import doctest
 import importlib
 import inspect
-import os
-from collections.abc import Callable
+import runpy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,38 +12,29 @@ import pytest
 
 from tests.conftest import write_lesions
 
-OF_A_RUN = [
-    *("taet.train", "taet.resume", "taet.evaluate", "taet.results", "taet.load", "taet.predict"),
-    *("taet.export", "taet.report.write", "taet.evaluation.check", "taet.compare", "taet.plan"),
-]
-"""In this order: the first one trains the run that the others read."""
-ALONE = {
-    "taet.attacks": ["autoattack", "cw_l2", "cw_linf", "deepfool", "fgsm", "pgd", "quick"],
-    "taet.data": [
-        *("load", "Dataset", "long_tail_counts", "long_tail_indices", "balanced_small_counts")
-    ],
-    "taet.evaluation": ["parse_attack"],
-    "taet.losses": ["BalancedSoftmax", "CrossEntropy", "Focal", "Ldam", "LogitAdjustment"],
-    "taet.methods": ["find"],
-    "taet.metrics": [
-        *("accuracy", "balanced_accuracy", "per_class_accuracy", "group_accuracy"),
-        *("class_counts", "class_groups", "difference"),
-        *("wilson_interval", "exact_interval", "balanced_interval"),
-    ],
-    "taet.models": ["build", "Normalized", "split_head", "trusted"],
-    "taet.protocols": ["taet", "reat", "official", "recipes", "start"],
-    "taet.settings": ["flat", "override"],
-}
+SITE = runpy.run_path(str(Path(__file__).parents[1] / "docs" / "site.py"))
+FIRST = ("taet.train", "taet.evaluate")
+"""Their examples make the run that others read."""
 
 
-def function_called(name: str) -> Callable[..., Any]:
+def public_names() -> dict[Any, str]:
+    """Return each public object with the first of its names."""
+    names: dict[Any, str] = {}
+    for module in SITE["MODULES"]:
+        for name, value in SITE["public"](module).items():
+            names.setdefault(value, f"{module}.{name}")
+    return names
+
+
+def public_object(name: str) -> Any:
+    """Return the function or class called `name`, without the check of its arguments."""
     module, _, attribute = name.rpartition(".")
     return inspect.unwrap(getattr(importlib.import_module(module), attribute))
 
 
 def run_example(name: str) -> None:
-    """Run the example in the docstring of a public function; it must have one."""
-    found = doctest.DocTestFinder(recurse=False).find(function_called(name), name, globs={})
+    """Run the example in the docstring of a public name; it must have one."""
+    found = doctest.DocTestFinder(recurse=False).find(public_object(name), name, globs={})
     tests = [test for test in found if test.examples]
     assert tests, f"{name} has no example"
     for test in tests:
@@ -52,18 +43,17 @@ def run_example(name: str) -> None:
         assert failed == 0, "".join(report)
 
 
-def test_the_examples_about_a_run_work_one_after_the_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    write_lesions(Path("lesions"))
-    for name in OF_A_RUN:
-        run_example(name)
-    assert {"runs", "model.safetensors", "report.md"} <= {*os.listdir()}
+@pytest.fixture(scope="module", autouse=True)
+def folder_of_the_examples(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Work in a folder with images, and with the run of the first examples."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("examples"))
+        write_lesions(Path("lesions"))
+        for name in FIRST:
+            run_example(name)
+        yield
 
 
-@pytest.mark.parametrize(
-    "name", [f"{module}.{name}" for module, names in ALONE.items() for name in names]
-)
+@pytest.mark.parametrize("name", [name for name in public_names().values() if name not in FIRST])
 def test_an_example_prints_what_it_says(name: str) -> None:
     run_example(name)

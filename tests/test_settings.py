@@ -12,7 +12,8 @@ from typing_extensions import TypedDict
 
 from taet import methods, protocols, registry
 from taet.errors import nearest
-from taet.settings import Data, Evaluation, Outer, Run, Threat, Training, from_json, override
+from taet.settings import Data, Evaluation, Outer, Run, Threat, Training, override
+from taet.settings.schema import from_json
 from taet.settings.types import (
     Count,
     LongSeed,

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+__all__ = ["UserError"]
 PLUGIN = "taet_plugin_"  # first part of the names of the modules that plug-ins become
 CUSTOM: set[str] = set()  # top-level names of other packages and modules that hold custom code
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -31,6 +32,14 @@ class UserError(Exception):
     Its text is one line: what, the given value and the allowed ones.
 
     `suggestion` is the nearest allowed name, where a name was misspelt.
+
+    Example:
+        >>> import taet
+        >>> try:
+        ...     taet.methods.find("tradse")
+        ... except taet.errors.UserError as error:
+        ...     print(error.suggestion)
+        trades
     """
 
     def __init__(self, text: str, suggestion: str | None = None) -> None:

@@ -8,7 +8,8 @@ import pytest
 from taet import protocols
 from taet.cli.options import POSITIONAL, Command, Options, RunPath, of_part, parse
 from taet.errors import UserError
-from taet.settings import Outer, Threat, Training, option
+from taet.settings import Outer, Threat, Training
+from taet.settings.schema import option
 from taet.settings.types import Count
 
 

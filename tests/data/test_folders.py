@@ -7,7 +7,8 @@ import unicodedata
 
 import pytest
 
-from taet.data import load, load_all
+from taet.data import load
+from taet.data.sources import load_all
 from taet.settings import Data
 from tests.data.conftest import kinds, note_of
 

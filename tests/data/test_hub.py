@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from taet.data import load, source
+from taet.data import load
+from taet.data.sources import source
 from taet.settings import Data
 from tests.data.conftest import kinds, note_of
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from taet.data import facts, load, load_all
+from taet.data import facts, load
 from taet.data.dataset import DataFacts
 from taet.data.labelled_images import LabelledImage, grouped_by_pattern, source_of, with_tracks
+from taet.data.sources import load_all
 from taet.errors import UserError
 from taet.settings import Data
 from tests.calls import one_line

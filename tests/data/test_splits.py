@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taet.data import full_name, load
+from taet.data import load
+from taet.data.sources import full_name
 from taet.data.splits import hold_out
 
 

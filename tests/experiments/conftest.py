@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import taet
-from taet.experiments import cells_of, parse
+from taet.experiments.grid import cells_of, parse
 
 SMALL: dict[str, Any] = {
     "methods": ["at"],

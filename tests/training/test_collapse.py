@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from taet.run.record import Epoch
-from taet.settings import Run, from_json
+from taet.settings import Run
+from taet.settings.schema import from_json
 from taet.training import train
 from taet.training.curve import training_flags
 from tests.golden_numbers import Golden

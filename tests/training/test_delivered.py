@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from taet.evaluation.target import EvaluationTarget
 from taet.run.loading import load_model
 from taet.run.record import CurvePoint
-from taet.settings import from_json
+from taet.settings.schema import from_json
 from taet.training import TrainingResult, train
 from taet.training.curve import TrainingCurve
 from tests.calls import one_line

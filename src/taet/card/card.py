@@ -55,6 +55,14 @@ class Card(CardPart):
     """A model, the images that it was tested on, and one column per attack.
 
     It is the only source of any table.
+
+    Example:
+        >>> import taet
+        >>> card = taet.Card.load("runs/example/evaluation.json")
+        >>> card.method, card.seed, card.num_classes
+        ('at', 0, 10)
+        >>> card.worst_case().name
+        'worst-case'
     """
 
     method: str

@@ -113,7 +113,14 @@ def _frozen(value: Any) -> Any:
 
 class Column(CardPart):
     """One attack on all test images, in test order; fields with a default are missing in columns of
-    older schemas."""
+    older schemas.
+
+    Example:
+        >>> import taet
+        >>> column = taet.Card.load("runs/example/evaluation.json").column("pgd-2")
+        >>> column.norm, round(255 * column.eps), len(column.correct) == len(column.predictions)
+        ('linf', 8, True)
+    """
 
     name: str
     norm: Norm | None  # of the ball; None for clean images

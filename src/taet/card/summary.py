@@ -25,7 +25,14 @@ NUMBERS = (
 
 class Summary:
     """The numbers of one column; shares are in [0, 1], intervals at 95 %, and a class without test
-    images is nan."""
+    images is nan.
+
+    Example:
+        >>> import taet
+        >>> summary = taet.Card.load("runs/example/evaluation.json").summary("pgd-2")
+        >>> summary.per_class.shape, 0 <= summary.balanced <= 1
+        ((10,), True)
+    """
 
     def __init__(
         self,

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from taet.cli.options import POSITIONAL, Command, Options, OutPath, of_part, parse
 from taet.errors import UserError
 from taet.formatting import duration, join_words, read_duration
-from taet.settings import Slurm, option
+from taet.settings import Slurm
+from taet.settings.schema import option
 from taet.settings.types import Duration, Processes
 
 if TYPE_CHECKING:

@@ -197,8 +197,8 @@ def _keep_network(named: NamedModel, command: Evaluate, card: Card, folder: Path
     """Write beside the card how its network is built again, for predict and export."""
     from taet.deployment.evaluated_network import EvaluatedNetwork, absolute, keep_network
     from taet.distributed import rank
-    from taet.models import is_own
     from taet.models.class_order import read_classes
+    from taet.models.trust import is_own
 
     if rank() > 0 or (named.weights is None and not is_own(named.network)):
         return  # a network with fresh weights is of no use

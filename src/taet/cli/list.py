@@ -8,7 +8,7 @@ from taet import registry
 from taet.cli.options import POSITIONAL, Command, parse
 from taet.files import Json
 from taet.protocols import PROTOCOLS, recipes
-from taet.settings import option_words
+from taet.settings.schema import option_words
 
 ATTACK_SETS = {
     "taet": "all attacks of the TAET paper's tables",

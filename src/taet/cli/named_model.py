@@ -47,7 +47,8 @@ def open_model(name: str, data: Json, options: OfModel, *, all_images: bool = Fa
         options: those of the model.
         all_images: whether every image is a test image.
     """
-    from taet.data import load, load_all
+    from taet.data import load
+    from taet.data.sources import load_all
 
     if not data.get("name"):
         raise UserError(f"--data is missing: {name} names no test images; see taet list data")
@@ -76,8 +77,9 @@ def _with_size_of_run(data: Data, folder: str, options: OfModel) -> Data:
 
 def _load_network(name: str, dataset: Dataset, options: OfModel) -> NamedModel:
     """Load a network by its name, or by that of a file of weights."""
-    from taet.models import foreign, is_own
+    from taet.models import foreign
     from taet.models.class_order import read_classes
+    from taet.models.trust import is_own
     from taet.models.weight_files import stored_weights
     from taet.models.weight_files.identification import model_of
     from taet.models.weight_files.location import split_key

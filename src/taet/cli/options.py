@@ -23,7 +23,7 @@ from pydantic_core import PydanticUndefined
 from taet.errors import Done, UserError, nearest, printable
 from taet.files import check_output
 from taet.formatting import format_radius
-from taet.settings import SHORT
+from taet.settings.schema import SHORT
 from taet.settings.types import (
     PIXEL_UNITS,
     Count,
@@ -133,7 +133,7 @@ def refuse_idle_trust(trusted: str | None, run: Path | None) -> None:
         )
 
     from taet.deployment.evaluated_network import is_evaluated, read_network
-    from taet.models import is_own
+    from taet.models.trust import is_own
     from taet.run.folder import RunFolder
 
     of_evaluation = is_evaluated(run)

@@ -24,7 +24,8 @@ from taet.cli.options import (
 from taet.errors import UserError, prefix_errors, unknown
 from taet.files import Json, check_output, read_toml
 from taet.formatting import join_words
-from taet.settings import Run, flat, option, override
+from taet.settings import Run, flat, override
+from taet.settings.schema import option
 from taet.settings.types import LongSeed, Positive
 
 if TYPE_CHECKING:
@@ -203,15 +204,15 @@ def _changed(before: Run, after: Run) -> set[str]:
 
 def _checked(request: Request, file: Json) -> Request:
     """Add the settings of a file, and refuse what could only fail after the training."""
-    from taet import models
     from taet.evaluation.attack_sets import of_run
+    from taet.models import trust
     from taet.training.checks import refuse_idle_loss
 
     options, config = request.options, str(request.options.config or "")
     with prefix_errors(config):
         run_of_file = override(request.start, file)
     model_is_of_file = "model.name" not in request.given
-    may_trust = model_is_of_file and models.is_own(run_of_file.model.name)
+    may_trust = model_is_of_file and trust.is_own(run_of_file.model.name)
     if options.trust_model is not None and not may_trust:
         raise UserError(
             f"--trust-model: got {options.trust_model}; allowed: the model of {options.config}, if "
@@ -219,8 +220,8 @@ def _checked(request: Request, file: Json) -> Request:
         )
     # a file never chooses code that is run
     if "model.name" in file and model_is_of_file:
-        with models.trusted(options.trust_model):
-            models.check_consent(config, run_of_file.model.name)
+        with trust.trusted(options.trust_model):
+            trust.check_consent(config, run_of_file.model.name)
     refuse_idle_loss(override(run_of_file, request.given), request.given)
     request = request._replace(given=file | request.given)
     run = request.run()
@@ -262,7 +263,8 @@ def run(words: list[str]) -> None:
 
     from taet.cli.processes import reported_once, together
     from taet.data import is_own
-    from taet.models import consent, trusted
+    from taet.models import trusted
+    from taet.models.trust import consent
     from taet.progress import reporting_to, shown
     from taet.run.folder import RunFolder
 

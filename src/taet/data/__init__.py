@@ -2,18 +2,16 @@
 
 from taet.data.dataset import DataFacts, Dataset, Split
 from taet.data.long_tail import balanced_small_counts, long_tail_counts, long_tail_indices
-from taet.data.sources import facts, full_name, is_cut, is_own, load, load_all, source
+from taet.data.sources import facts, is_own, load
 
 __all__ = [
     "DataFacts",
     "Dataset",
     "Split",
+    "balanced_small_counts",
     "facts",
-    "full_name",
-    "is_cut",
     "is_own",
     "load",
-    "load_all",
-    "source",
+    "long_tail_counts",
+    "long_tail_indices",
 ]
-__all__ += ["balanced_small_counts", "long_tail_counts", "long_tail_indices"]

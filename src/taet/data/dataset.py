@@ -102,6 +102,12 @@ class Split(Part):
     """Images with their labels: (N,H,W,C), C 1 or 3, pixel values 0 to 255.
 
     Images that are kept on disk are mapped into memory.
+
+    Example:
+        >>> import taet
+        >>> train = taet.data.load("digits-lt", max_count=60).train
+        >>> train.images.shape, train.images.dtype, train.labels.shape
+        ((240, 8, 8, 1), dtype('uint8'), (240,))
     """
 
     images: Pixels
@@ -310,7 +316,14 @@ def _class_table(dataset: Dataset) -> list[str]:
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What a run knows of its data set after cut, split and resizing, without the images."""
+    """What a run knows of its data set after cut, split and resizing, without the images.
+
+    Example:
+        >>> import taet
+        >>> facts = taet.data.facts(taet.settings.Data(name="digits-lt", max_count=60))
+        >>> facts.image_shape, sum(facts.class_counts) == facts.sizes["train"]
+        ((1, 8, 8), True)
+    """
 
     class_counts: tuple[int, ...]
     image_shape: tuple[int, int, int]

@@ -35,8 +35,9 @@ from taet.errors import UserError, nearest, unknown
 from taet.formatting import join_words
 from taet.metrics.accuracies import Ints
 from taet.progress import Progress
-from taet.settings import Data, from_json, option
+from taet.settings import Data
 from taet.settings.arguments import checked_arguments
+from taet.settings.schema import from_json, option
 
 MANY_FILES = 2000  # from so many image files on, they are decoded once, into the cache
 FILE_SOURCES = ("folder", "csv", "hf")
@@ -72,7 +73,13 @@ def full_name(name: str) -> str:
 
 
 def is_own(name: str) -> bool:
-    """Whether `name` means the user's own images: {folder,csv,npz,hf}:PATH, or a bare path."""
+    """Whether `name` means the user's own images: {folder,csv,npz,hf}:PATH, or a bare path.
+
+    Example:
+        >>> from taet.data import is_own
+        >>> is_own("folder:lesions"), is_own("cifar10-lt")
+        (True, False)
+    """
     return full_name(name).partition(":")[0] in PATH_SOURCES
 
 
@@ -138,6 +145,12 @@ def facts(data: Data) -> DataFacts | None:
     """Return the facts about `load(data)`, from the headers of image files.
 
     It is None if official files are missing.
+
+    Example:
+        >>> import taet
+        >>> facts = taet.data.facts(taet.settings.Data(imbalance_ratio=10, max_count=60))
+        >>> facts.class_counts
+        (60, 46, 35, 27, 21, 16, 12, 10, 7, 6)
     """
     data, _ = _resolved(data)
     try:

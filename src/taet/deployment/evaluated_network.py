@@ -9,10 +9,11 @@ from torch import nn
 
 from taet.errors import UserError
 from taet.files import read_json, write_json
-from taet.models import check_trust, foreign
+from taet.models import foreign
+from taet.models.trust import check_trust
 from taet.models.weight_files.location import OF_RUN, split_key
 from taet.run.folder import RunFolder, weights_digest
-from taet.settings import from_json
+from taet.settings.schema import from_json
 from taet.settings.types import Count, Record, Sha256
 
 FILE = "network.json"

@@ -23,7 +23,7 @@ from taet.files import (
     write_json,
 )
 from taet.formatting import format_radius, markdown_table
-from taet.models import is_own
+from taet.models.trust import is_own
 from taet.models.weight_files.checkpoint_file import MOST_BYTES
 from taet.models.weight_files.location import CONFIG, FILES
 from taet.report import tables

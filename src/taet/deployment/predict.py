@@ -42,7 +42,15 @@ NO_CLASS = -1
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Predictions:
-    """Predictions for N images, in the given order."""
+    """Predictions for N images, in the given order.
+
+    Example:
+        >>> import taet
+        >>> digits = taet.data.load("digits-lt")
+        >>> found = taet.predict("runs/example", digits.test.images[:4], attack="pgd-2")
+        >>> len(found), found.probabilities.shape, found.survives.shape
+        (4, (4, 10), (4,))
+    """
 
     paths: tuple[str, ...]
     """The files, or positions in an array."""

@@ -34,7 +34,16 @@ SIDE = 32  # pixels of images where neither a file nor a caller says more
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TrainedModel:
-    """A network in eval mode, the classes of its outputs, and the form of its images."""
+    """A network in eval mode, the classes of its outputs, and the form of its images.
+
+    Example:
+        >>> import taet
+        >>> trained = taet.load("runs/example")
+        >>> digits = taet.data.load("digits-lt")
+        >>> x = trained.preprocess(digits.test.images[:4])
+        >>> trained.model(x).shape
+        torch.Size([4, 10])
+    """
 
     model: nn.Module
     """Images (N, C, H, W) in [0, 1], as `preprocess` makes them, -> logits (N, classes)."""

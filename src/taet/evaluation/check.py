@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from taet import models
 from taet.attacks.ball import finite
 from taet.attacks.noise import Draws
 from taet.card.store import read_card
@@ -29,6 +28,7 @@ from taet.files import DONE, METRICS, RUN
 from taet.formatting import duration, join_words, percent
 from taet.machine import PACKAGES, environment, float32_by_default, resolve_device
 from taet.metrics import accuracies, intervals
+from taet.models.trust import check_trust
 from taet.network import check_network
 from taet.run.folder import DELIVERED, SUFFIX, RunFolder, folder_of
 from taet.settings import Data
@@ -51,7 +51,16 @@ class Finding:
 
 @dataclass(frozen=True)
 class Check:
-    """The findings of `check`, one line for each test."""
+    """The findings of `check`, one line for each test.
+
+    Example:
+        >>> import taet
+        >>> digits, trained = taet.data.load("digits-lt"), taet.load("runs/example")
+        >>> found = taet.evaluation.check(trained.model, digits.test.images, digits.test.labels)
+        >>> failed = [finding for finding in found.findings if not finding.ok]
+        >>> found.ok == (not failed)
+        True
+    """
 
     findings: tuple[Finding, ...]
 
@@ -115,7 +124,7 @@ def check(
         files = verify(folder.path)
         if not all(file.ok for file in files) or not folder.is_done:
             return Check(files)
-        models.check_trust(folder.path, folder.record.run.model.name)
+        check_trust(folder.path, folder.record.run.model.name)
     try:
         target = EvaluationTarget.of(
             model_or_run_dir, images, labels, class_names=class_names, weights=weights

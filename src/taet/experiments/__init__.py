@@ -2,6 +2,6 @@
 ones are run."""
 
 from taet.experiments.compare import Comparison, compare
-from taet.experiments.grid import Grid, Outcome, cells_of, parse, read
+from taet.experiments.grid import Outcome
 
-__all__ = ["Comparison", "Grid", "Outcome", "cells_of", "compare", "parse", "read"]
+__all__ = ["Comparison", "Outcome", "compare"]

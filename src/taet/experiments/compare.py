@@ -35,7 +35,15 @@ Specification = Grid | Mapping[str, object] | str | os.PathLike[str]
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """The state of every cell, and the report if there is a run."""
+    """The state of every cell, and the report if there is a run.
+
+    Example:
+        >>> import taet
+        >>> study = {"methods": ["at", "at-bsl"], "data": ["digits-lt"], "seeds": [0]}
+        >>> planned = taet.compare(study, "runs/study", dry_run=True)
+        >>> planned
+        2 cells: 2 missing
+    """
 
     title: str
     out: Path
@@ -89,7 +97,7 @@ def compare(
     ones.
 
     Args:
-        spec: a TOML file, a mapping with the same keys, or a `Grid`.
+        spec: a TOML file, or a mapping with the same keys.
         out: folder of the comparison. Default: the name of the file without its suffix.
         jobs: number of cells that run in parallel; they share the processor's cores, and are spread
             evenly over the machine's GPUs, or those in CUDA_VISIBLE_DEVICES. "auto": the number of

@@ -17,17 +17,19 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, mod
 from taet import methods, protocols, registry
 from taet.card.card import Card
 from taet.card.store import card_of
-from taet.data import facts, full_name, is_cut, is_own
+from taet.data import facts, is_own
+from taet.data.sources import full_name, is_cut
 from taet.errors import UserError, nearest, prefix_errors
 from taet.evaluation.attack_sets import attacks_of, of_run
 from taet.evaluation.runner import matching
 from taet.experiments import own_choices
 from taet.files import Json, read_toml
-from taet.models import check_consent, consent
+from taet.models.trust import check_consent, consent
 from taet.run.folder import RunFolder
 from taet.run.identity import differences, training_settings
 from taet.run.loading import check_code
-from taet.settings import SHORT, Run, flat, from_json, option_words, override
+from taet.settings import Run, flat, override
+from taet.settings.schema import SHORT, from_json, option_words
 from taet.settings.types import LongSeed, ModelName, Positive, Ratio, Rule, Seed, Settings
 from taet.training.checks import check_model, idle_settings, refuse_idle_loss, resolve
 
@@ -313,7 +315,17 @@ def _changes_to(recorded: Run, asked: Run) -> Json:
 
 
 class Outcome(NamedTuple):
-    """A cell, and what its folder held when it was read."""
+    """A cell, and what its folder held when it was read.
+
+    Example:
+        >>> import taet
+        >>> study = {"methods": ["at"], "data": ["digits-lt"], "seeds": [0]}
+        >>> (outcome,) = taet.compare(study, "runs/study", dry_run=True).outcomes
+        >>> outcome.cell.name, outcome.state
+        ('at_digits-lt_seed0', 'missing')
+        >>> [words[0] for words in outcome.commands]
+        ['train', 'evaluate']
+    """
 
     cell: Cell
     state: Literal["done", "started", "missing", "submitted", "failed", "not applicable"]

@@ -10,14 +10,16 @@ import numpy as np
 import torch
 
 from taet import methods
-from taet.data import Dataset, facts, full_name, is_own, source
+from taet.data import Dataset, facts, is_own
 from taet.data.image_files import ImageFiles
+from taet.data.sources import full_name, source
 from taet.data.splits import VALIDATION, select
 from taet.data.storage import Pixels
 from taet.errors import UserError
 from taet.formatting import format_radius, plural
 from taet.protocols import start
-from taet.settings import Data, Run, option, override
+from taet.settings import Data, Run, override
+from taet.settings.schema import option
 
 # Our choices, in the order in which a user sees them.
 SIDES = (224, 128, 64, 32)  # pixels of ImageNet, MedMNIST+, Tiny-ImageNet, CIFAR

@@ -19,7 +19,15 @@ DivideBy = Literal["weights", "batch"]
 
 
 class ClassBalanced(LabelLoss):
-    """w_y CE(z, y): see `taet.losses.class_balanced`; the weights are those of `OuterLoss`."""
+    """w_y CE(z, y): see `taet.losses.class_balanced`; the weights are those of `OuterLoss`.
+
+    Example:
+        >>> import torch
+        >>> from taet.losses import ClassBalanced
+        >>> loss = ClassBalanced(torch.tensor([100, 10]))
+        >>> loss(torch.tensor([[1.0, 1.0]]), torch.tensor([1]))  # training applies the weights
+        tensor([0.6931])
+    """
 
     reference = "Cui et al., CVPR 2019, arXiv:1901.05555"
     class_weighted = True

@@ -25,6 +25,13 @@ class Loss(NamedTuple):
 
     total is the scalar to minimise, parts its terms by name, logits (N, C) those of the examples
     trained on.
+
+    Example:
+        >>> import torch
+        >>> from taet.losses import hierarchical_equalization
+        >>> loss = hierarchical_equalization(torch.zeros(4, 2), torch.tensor([0, 0, 0, 1]))
+        >>> loss.logits.shape, sorted(loss.parts)
+        (torch.Size([4, 2]), ['bcl', 'hdl', 'rcel'])
     """
 
     total: Tensor

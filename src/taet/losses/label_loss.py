@@ -28,6 +28,15 @@ class LabelLoss(nn.Module):
 
     It is the cross-entropy of the `prepared` logits. A subclass overrides `prepared`, or `forward`
     if its loss is another one.
+
+    Example:
+        >>> import torch
+        >>> from taet.losses import LabelLoss
+        >>> class Halved(LabelLoss):
+        ...     def prepared(self, logits, labels):
+        ...         return logits / 2
+        >>> Halved(torch.tensor([100, 10]))(torch.tensor([[2.0, 0.0]]), torch.tensor([0]))
+        tensor([0.3133])
     """
 
     reference: ClassVar[str] = ""

@@ -7,7 +7,7 @@ from dataclasses import replace
 from taet import registry
 from taet.errors import UNPRINTABLE, UserError
 from taet.methods.base import Attack, Facts, Method, Task
-from taet.settings import from_json
+from taet.settings.schema import from_json
 from taet.settings.types import Settings, check_value
 
 __all__ = ["Attack", "Facts", "Method", "Task", "build", "facts", "find"]
@@ -80,13 +80,27 @@ def _config(name: str, cls: type[Method], settings: MethodSettings) -> Settings:
 
 
 def facts(name: str, settings: MethodSettings) -> Facts:
-    """Return the facts of the method called `name` with these settings, without building it."""
+    """Return the facts of the method called `name` with these settings, without building it.
+
+    Example:
+        >>> import taet
+        >>> taet.methods.facts("n-fgsm", {}).single_step
+        True
+    """
     cls = find(name)
     return cls.facts(_config(name, cls, settings))
 
 
 def build(name: str, settings: MethodSettings, task: Task) -> Method:
-    """Return the method called `name` with these settings for a task."""
+    """Return the method called `name` with these settings for a task.
+
+    Example:
+        >>> import taet
+        >>> task = taet.methods.Task((100, 10), (3, 32, 32), epochs=30, steps_per_epoch=1)
+        >>> method = taet.methods.build("trades", {"beta": 3.0}, task)
+        >>> method.config.beta
+        3.0
+    """
     cls = find(name)
     settings = _config(name, cls, settings)
     own_outer = cls.facts(settings).own_outer

@@ -46,6 +46,17 @@ class Attack:
     that must differ from the protocol names how (eps, step_size, steps, start) and declares it in
     `Method.deviations`; its eps and step size are then final, so it builds them from `attack.eps`
     and `attack.step_size`. Random draws are from `attack.source`.
+
+    Example:
+        >>> import torch
+        >>> import taet
+        >>> from taet.attacks.noise import Source
+        >>> model = taet.models.build("resnet8", 10, image_shape=(1, 8, 8)).eval()
+        >>> x, y = torch.rand(4, 1, 8, 8), torch.arange(4)
+        >>> threat = taet.settings.Threat(eps=0.1, step_size=0.05, steps=2)
+        >>> attack = taet.methods.Attack(threat, Source(torch.Generator()))
+        >>> bool(((attack(model, x, y) - x).abs() <= 0.1 + 1e-6).all())
+        True
     """
 
     threat: Threat
@@ -97,7 +108,14 @@ class Attack:
 
 @dataclass(frozen=True)
 class Task:
-    """The training set and the schedule, passed to a method when it is built."""
+    """The training set and the schedule, passed to a method when it is built.
+
+    Example:
+        >>> from taet.methods import Task
+        >>> task = Task((100, 10), image_shape=(3, 32, 32), epochs=30, steps_per_epoch=1)
+        >>> task.num_classes
+        2
+    """
 
     class_counts: tuple[int, ...]
     """Training images per class, after validation was taken out."""
@@ -189,7 +207,14 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What is known about a method with certain settings before it is built."""
+    """What is known about a method with certain settings before it is built.
+
+    Example:
+        >>> import taet
+        >>> facts = taet.methods.facts("trades", {})
+        >>> facts.title, facts.uses_features, facts.label_attack
+        ('TRADES', False, False)
+    """
 
     title: str
     reference: str
@@ -222,6 +247,18 @@ class Method(nn.Module):
 
     A class states its `Facts` as attributes. One whose settings change a fact also overrides
     `facts`. A built method has the facts of its settings as attributes.
+
+    Example:
+        >>> import taet
+        >>> class Doubled(taet.methods.Method):
+        ...     title, reference = "Doubled", "an example"
+        ...     def loss(self, model, x, y, adversarial):
+        ...         loss = self.label_loss(model, adversarial.x, y)
+        ...         return loss._replace(total=2 * loss.total)
+        >>> task = taet.methods.Task((5, 2), image_shape=(1, 8, 8), epochs=1, steps_per_epoch=1)
+        >>> method = Doubled(Doubled.Config(), task)
+        >>> method.title, method.deviations
+        ('Doubled', ())
     """
 
     title: str

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from taet.errors import UserError
 from taet.methods.base import Adversarial, Facts, Loss, Method, Step, Task, refuse_smoothing
 from taet.methods.harl import Harl
-from taet.settings import Outer, epoch_at
+from taet.settings import Outer
+from taet.settings.schema import epoch_at
 from taet.settings.types import Share
 
 

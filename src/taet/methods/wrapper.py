@@ -13,7 +13,8 @@ from taet import methods, registry
 from taet.errors import UserError, prefix_errors
 from taet.methods.base import Adversarial, Attack, ClassFeedback, Facts, Loss, Method, Step, Task
 from taet.models.classifier import Head
-from taet.settings import Run, from_json
+from taet.settings import Run
+from taet.settings.schema import from_json
 from taet.settings.types import Rule, Settings
 
 

@@ -22,6 +22,15 @@ class Classifier(nn.Module):
     perturbations are always measured in units of the image. The head computes in float32 also under
     autocast, because class terms and attacks use small differences of logits. `offset` (classes,)
     is zero in training, set afterwards (a post-hoc class prior).
+
+    Example:
+        >>> import torch
+        >>> from taet.models import Classifier
+        >>> body = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 16), torch.nn.ReLU())
+        >>> model = Classifier(body, torch.nn.Linear(16, 10), num_classes=10, channels=1)
+        >>> x = torch.rand(2, 1, 8, 8)
+        >>> model.features(x).shape, model(x).shape
+        (torch.Size([2, 16]), torch.Size([2, 10]))
     """
 
     notes: tuple[str, ...] = ()
@@ -72,7 +81,15 @@ class Classifier(nn.Module):
 
 
 class Adapter(nn.Module):
-    """A custom module (images in [0, 1] -> logits) with float32 logits and the deployed offset."""
+    """A custom module (images in [0, 1] -> logits) with float32 logits and the deployed offset.
+
+    Example:
+        >>> import torch
+        >>> from taet.models import Adapter
+        >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        >>> Adapter(network, num_classes=10)(torch.rand(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
+    """
 
     notes: tuple[str, ...] = ()
 
@@ -91,7 +108,13 @@ def adapted(model: nn.Module, num_classes: int) -> Classifier | Adapter:
 
 
 class Head(NamedTuple):
-    """The head that a method needs."""
+    """The head that a method needs.
+
+    Example:
+        >>> from taet.models import Head
+        >>> Head("cosine", scale=16.0)
+        Head(kind='cosine', scale=16.0, gamma=0.0)
+    """
 
     kind: Literal["linear", "cosine"] = "linear"
     scale: float = 1.0
@@ -109,6 +132,14 @@ class CosineHead(nn.Module):
     Hypersphere Embedding, NeurIPS 2020, arXiv:2002.08619 (gamma 0; its public code overwrites the
     weights by their normalised values instead); Wu et al., RoBal, CVPR 2021, arXiv:2104.02703
     (gamma 1/32 or 1/16).
+
+    Example:
+        >>> import torch
+        >>> from taet.models import CosineHead
+        >>> head = CosineHead(features=64, num_classes=10, scale=16.0)
+        >>> logits = head(torch.randn(5, 64))
+        >>> logits.shape, bool((logits.abs() <= 16).all())
+        (torch.Size([5, 10]), True)
     """
 
     def __init__(
@@ -127,7 +158,13 @@ class CosineHead(nn.Module):
 
 
 def build_head(head: Head, features: int, num_classes: int) -> nn.Module:
-    """Return the module that `head` describes, from `features` to `num_classes`."""
+    """Return the module that `head` describes, from `features` to `num_classes`.
+
+    Example:
+        >>> from taet.models import Head, build_head
+        >>> build_head(Head("linear"), features=64, num_classes=10)
+        Linear(in_features=64, out_features=10, bias=True)
+    """
     if head.kind == "linear":
         return nn.Linear(features, num_classes)
     return CosineHead(features, num_classes, head.scale, head.gamma)

@@ -80,6 +80,12 @@ class Results:
     Rows are compared only on the same test images and training counts. Where there are several of
     these, `table`, `leaderboard` and `report` treat each on its own, and `by_test_set` separates
     them.
+
+    Example:
+        >>> import taet
+        >>> found = taet.results("runs/example")
+        >>> found.scores("balanced", "tail")[["attack", "group"]].values.tolist()
+        [['clean', 'balanced'], ['clean', 'tail'], ['pgd-2', 'balanced'], ['pgd-2', 'tail']]
     """
 
     entries: tuple[TableEntry, ...]

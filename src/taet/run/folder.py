@@ -29,7 +29,7 @@ from taet.files import CHECKPOINT, DIVERGED, DONE, METRICS, RUN, Json
 from taet.models.weight_files.checkpoint_file import check_archive
 from taet.models.weight_files.location import read_sums
 from taet.run.record import Epoch, RunRecord
-from taet.settings import from_json
+from taet.settings.schema import from_json
 from taet.settings.types import Count, Record, Sha256
 
 SCHEMA = 1

@@ -11,8 +11,9 @@ from typing import Any
 from taet import registry
 from taet.errors import UserError
 from taet.files import Json, digest, file_sha256
-from taet.settings import Data, Run, Training, flat, from_json
+from taet.settings import Data, Run, Training, flat
 from taet.settings.roles import RETIRED_OF_MACHINE, Role, roles_of
+from taet.settings.schema import from_json
 
 
 @functools.cache

@@ -14,6 +14,8 @@ from taet.data import Dataset, load
 from taet.distributed import run_on_rank_zero
 from taet.errors import UserError
 from taet.machine import float32_by_default
+from taet.models.classifier import adapted
+from taet.models.trust import check_trust, consent
 from taet.models.tuning import extend
 from taet.network import copy_of
 from taet.randomness import seeded
@@ -65,7 +67,7 @@ def load_model(
             f"{path} was trained with data fit {left}; this setting has left, see CHANGELOG.md"
         )
     if model is None:
-        models.check_trust(path, chosen.name)
+        check_trust(path, chosen.name)
         check_code(run_folder, "model")
         model = models.build(
             chosen.name, classes, data.image_shape, head=record.head, stem=chosen.stem
@@ -75,7 +77,7 @@ def load_model(
         if run_folder.has_head(weights):
             with seeded(record.run.seed, "weights"):
                 model = models.split_head(model, classes, data.image_shape)
-    model = models.adapted(model, classes)
+    model = adapted(model, classes)
     extend(model, chosen.tune)
     run_folder.load_weights(weights, model)
     return LoadedModel(record.run, model.eval(), record)
@@ -165,4 +167,4 @@ def resume_call(folder: RunFolder) -> str:
     if any(given.values()):  # a command cannot name what is in memory
         arguments = [repr(path), *(f"{name}=..." for name in given if given[name])]
         return f"taet.resume({', '.join(arguments)})"
-    return shlex.join(["taet", "train", "--resume", path, *models.consent(record.run.model.name)])
+    return shlex.join(["taet", "train", "--resume", path, *consent(record.run.model.name)])

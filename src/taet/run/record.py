@@ -12,7 +12,8 @@ from taet.files import Json
 from taet.metrics import accuracies
 from taet.models.classifier import Head
 from taet.run.identity import RETIRED, run_from_json, run_hash, without
-from taet.settings import Run, from_json
+from taet.settings import Run
+from taet.settings.schema import from_json
 from taet.settings.types import Count, NonNegative, Record, Sha256, StoredCount
 
 PerClass: TypeAlias = tuple[StoredCount, ...]

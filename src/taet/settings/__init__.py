@@ -1,7 +1,6 @@
 """The settings of a run: what was asked, frozen, checked, and one JSON."""
 
 from taet.settings.schema import (
-    SHORT,
     Data,
     Evaluation,
     Model,
@@ -10,16 +9,11 @@ from taet.settings.schema import (
     Slurm,
     Threat,
     Training,
-    epoch_at,
     flat,
-    from_json,
-    option,
-    option_words,
     override,
 )
 
 __all__ = [
-    "SHORT",
     "Data",
     "Evaluation",
     "Model",
@@ -28,10 +22,6 @@ __all__ = [
     "Slurm",
     "Threat",
     "Training",
-    "epoch_at",
     "flat",
-    "from_json",
-    "option",
-    "option_words",
     "override",
 ]

@@ -69,7 +69,13 @@ RISING = Rule(
 
 
 class Data(Settings):
-    """The data set, and how it is made long-tailed."""
+    """The data set, and how it is made long-tailed.
+
+    Example:
+        >>> from taet.settings import Data
+        >>> Data(name="cifar10-lt", imbalance_ratio=50).imbalance_ratio
+        50
+    """
 
     retired: ClassVar[Mapping[str, object]] = {
         **dict.fromkeys(
@@ -204,7 +210,13 @@ class Data(Settings):
 
 
 class Model(Settings):
-    """The network."""
+    """The network.
+
+    Example:
+        >>> from taet.settings import Model
+        >>> Model(name="resnet18", stem="imagenet").stem
+        'imagenet'
+    """
 
     label: ClassVar[str] = "model"
 
@@ -234,7 +246,13 @@ class Model(Settings):
 
 
 class Threat(Settings):
-    """The training attack: projected gradient ascent in an L-infinity ball."""
+    """The training attack: projected gradient ascent in an L-infinity ball.
+
+    Example:
+        >>> from taet.settings import Threat
+        >>> Threat(eps=4 / 255, step_size=1 / 255).steps
+        10
+    """
 
     label: ClassVar[str] = "threat"
 
@@ -263,7 +281,13 @@ class Threat(Settings):
 
 
 class Outer(Settings):
-    """The loss on the labels in the training loss, and its constants."""
+    """The loss on the labels in the training loss, and its constants.
+
+    Example:
+        >>> from taet.settings import Outer
+        >>> Outer(name="focal", gamma=1.0).gamma
+        1.0
+    """
 
     label: ClassVar[str] = "outer"
 
@@ -298,7 +322,13 @@ class Outer(Settings):
 
 class Training(Settings):
     """Optimisation. The defaults are those of both papers: SGD with momentum and a step
-    schedule."""
+    schedule.
+
+    Example:
+        >>> from taet.settings import Training
+        >>> Training(epochs=30, batch_size=64).lr
+        0.1
+    """
 
     retired: ClassVar[Mapping[str, object]] = {
         **{"capture": True, "workers": 0, "tensorboard": False, "sync_bn": True},
@@ -378,7 +408,13 @@ class Training(Settings):
 
 
 class Evaluation(Settings):
-    """The attacks on a finished model."""
+    """The attacks on a finished model.
+
+    Example:
+        >>> from taet.settings import Evaluation
+        >>> Evaluation(attacks=("clean", "pgd-20")).attacks
+        ('clean', 'pgd-20')
+    """
 
     label: ClassVar[str] = "evaluation"
     role: ClassVar[Role] = Role.EVALUATION
@@ -418,7 +454,13 @@ class Evaluation(Settings):
 
 
 class Slurm(Settings):
-    """What the job of a cell asks SLURM for. Default: what the cluster gives."""
+    """What the job of a cell asks SLURM for. Default: what the cluster gives.
+
+    Example:
+        >>> from taet.settings import Slurm
+        >>> Slurm(partition="gpu", gpus=1, time="4h").gpus
+        1
+    """
 
     label: ClassVar[str] = "slurm"
 
@@ -437,7 +479,14 @@ class Slurm(Settings):
 
 
 class Run(Settings):
-    """Everything that determines the results of a run."""
+    """Everything that determines the results of a run.
+
+    Example:
+        >>> import taet
+        >>> run = taet.protocols.taet("at-bsl")
+        >>> run.method, run.threat.steps, run.data.name
+        ('at-bsl', 10, 'digits-lt')
+    """
 
     method: str = "at"
     """A method's name (see `taet list methods`)."""

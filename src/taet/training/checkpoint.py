@@ -14,7 +14,7 @@ from torch import Tensor
 from taet.errors import UserError
 from taet.files import Json
 from taet.run.record import Epoch
-from taet.settings import from_json
+from taet.settings.schema import from_json
 from taet.settings.types import NonNegative, Record, StoredCount
 
 EpochOrNone = Annotated[int, Field(ge=-1)]

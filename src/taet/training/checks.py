@@ -13,10 +13,12 @@ from taet.data.loader import batch_bounds
 from taet.errors import UserError
 from taet.methods import Method, Task
 from taet.models import Adapter, Classifier, CosineHead
+from taet.models.trust import is_own
 from taet.models.tuning import extend
 from taet.run.identity import CURVE, names_with
-from taet.settings import Data, Run, epoch_at, override
+from taet.settings import Data, Run, override
 from taet.settings.roles import Role
+from taet.settings.schema import epoch_at
 
 # Used instead of unknown data, so that all other settings are checked.
 STAND_IN = DataFacts(tuple(range(100, 0, -10)), (3, 32, 32), {"train": 550, "test": 100})
@@ -250,7 +252,7 @@ def complete(model: Classifier | Adapter, resolved: Resolved, fresh: bool) -> No
             "taet.models.CosineHead"
         )
     extend(model, chosen.tune, resolved.run.seed)
-    if fresh and (chosen.tune != "all" or not (method.uses_labels or models.is_own(chosen.name))):
+    if fresh and (chosen.tune != "all" or not (method.uses_labels or is_own(chosen.name))):
         raise UserError(
             f"{name}: got no network to begin from; allowed: with --model.weights, e.g. run:runs/x"
         )

@@ -25,7 +25,7 @@ from taet.losses.long_tail import is_label
 from taet.methods.base import ClassFeedback
 from taet.randomness import generator
 from taet.run.record import CurvePoint, Epoch
-from taet.settings import from_json
+from taet.settings.schema import from_json
 from taet.settings.step_sizes import step_sizes_for
 from taet.training.checks import Resolved, monitored_epochs
 

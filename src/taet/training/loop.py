@@ -37,7 +37,8 @@ from taet.progress import Progress
 from taet.run.folder import BEST, DELIVERED, LAST, RunFolder
 from taet.run.loading import resume_call
 from taet.run.record import CurvePoint, Epoch
-from taet.settings import Run, epoch_at, from_json, option
+from taet.settings import Run
+from taet.settings.schema import epoch_at, from_json, option
 from taet.training.prepare import TrainingPlan
 from taet.training.schedule import learning_rate
 from taet.training.state import BestEpoch, State

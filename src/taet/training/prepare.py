@@ -37,9 +37,11 @@ from taet.machine import (
     using,
 )
 from taet.models import Adapter, Classifier
-from taet.models.classifier import guard_layout, lay_out, part_for_images
+from taet.models.classifier import adapted, guard_layout, lay_out, part_for_images
+from taet.models.foreign import check_logits
 from taet.models.normalization import parse_normalization
 from taet.models.sync_norm import synchronised
+from taet.models.trust import is_own
 from taet.models.tuning import select, trained
 from taet.models.view import View, make_view
 from taet.models.weight_files.location import OF_RUN, download_or_path, weights_file
@@ -49,7 +51,8 @@ from taet.randomness import seeded
 from taet.run.folder import SCHEMA, RunFolder
 from taet.run.identity import code_of
 from taet.run.record import RunRecord
-from taet.settings import Run, from_json, override
+from taet.settings import Run, override
+from taet.settings.schema import from_json
 from taet.training.checks import Resolved, complete, resolve
 from taet.training.curve import TrainingCurve
 from taet.training.state import State, build_optimizer, weight_average
@@ -284,7 +287,7 @@ def _own_model(resolved: Resolved, dataset: Dataset, weights: str | None) -> Cla
         weights=weights,
     )
     # A custom callable handles the normalisation of images in [0, 1] itself.
-    if isinstance(model, Classifier) and not models.is_own(chosen.name):
+    if isinstance(model, Classifier) and not is_own(chosen.name):
         normalize_images(model, chosen.normalize, dataset)
     return model
 
@@ -300,14 +303,14 @@ def _given_model(
     network = copy_of(given)
     with frozen(network.to(device)):
         zeros = torch.zeros(2, *dataset.image_shape, device=device)
-        outputs = models.check_logits(network, zeros, dataset.num_classes)
+        outputs = check_logits(network, zeros, dataset.num_classes)
         if bool(distributions(outputs).all()):
             raise UserError(f"model: got {PROBABILITIES}")
     if resolved.method.uses_features or resolved.run.model.tune != "all":
         with seeded(resolved.run.seed, "weights"):
             split = models.split_head(network.train(), dataset.num_classes, dataset.image_shape)
         return split.to(device)
-    return models.adapted(network, dataset.num_classes)
+    return adapted(network, dataset.num_classes)
 
 
 def _tuning_notes(model: nn.Module, run: Run) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from taet.data.loader import Batch
 from taet.distributed import average_gradients
 from taet.errors import UserError
 from taet.methods.base import Adversarial, Attack, Loss, Method, Step
-from taet.settings import epoch_at
+from taet.settings.schema import epoch_at
 from taet.training.state import State
 
 # added to gradient norms (public code of AWP): a weight with gradient 0 is not perturbed

@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from taet import models
 from taet.data import Dataset
 from taet.distributed import joined, rank, run_on_rank_zero
 from taet.errors import UserError
 from taet.files import Json
 from taet.formatting import plural
 from taet.machine import float32_by_default, resolve_device
+from taet.models.trust import check_trust
 from taet.progress import Progress, chosen
 from taet.run.folder import RunFolder
 from taet.run.loading import (
@@ -26,8 +26,9 @@ from taet.run.loading import (
     locked_by_job,
 )
 from taet.run.record import Epoch
-from taet.settings import Run, from_json, override
+from taet.settings import Run, override
 from taet.settings.arguments import checked_arguments
+from taet.settings.schema import from_json
 from taet.training.compilation import with_compiled_view
 from taet.training.curve import training_flags
 from taet.training.loop import TrainingMonitor, fit
@@ -40,6 +41,12 @@ class TrainingResult:
     """A finished run: its folder, the model that it delivers, the data, and one row per epoch.
 
     The model is in eval mode.
+
+    Example:
+        >>> import taet
+        >>> result = taet.resume("runs/example")
+        >>> result.folder.name, result.run.method, result.history[-1]["epoch"]
+        ('example', 'at', 1)
     """
 
     folder: Path
@@ -158,7 +165,7 @@ def resume(
     check_given(run_folder.path, "dataset", dataset, record.data.arrays)
     check_given(run_folder.path, "model", model, record.model_given)
     if model is None:
-        models.check_trust(run_folder.path, record.run.model.name)
+        check_trust(run_folder.path, record.run.model.name)
     run = override(record.run, {"training.threads": record.threads})
     with _isolated(run), locked_by_job(run_folder):
         if run_folder.is_done:

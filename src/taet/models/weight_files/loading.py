@@ -87,6 +87,11 @@ def pretrained(model: Classifier | Adapter, weights: str | Path) -> str:
 
     Raises:
         UserError: a file that holds code, no weights, or the weights of another body.
+
+    Example:
+        >>> import taet
+        >>> model = taet.models.build("resnet18", num_classes=7)
+        >>> taet.models.pretrained(model, "resnet18.safetensors")  # doctest: +SKIP
     """
     stored = read(weights)
     if any(part in name for name in stored.tensors for part in ADDED_PARTS):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from taet.errors import UserError, needed, prefix_errors, wrapping_user_code
 from taet.files import DONE, METRICS, RUN, check_seal, file_sha256, read_json
-from taet.settings import from_json
+from taet.settings.schema import from_json
 from taet.settings.types import Record, Sha256
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
