@@ -9,6 +9,7 @@ import taet
 from taet.card.card import ResultCard
 from taet.evaluation.attack_sets import curves
 from taet.report import figures
+from taet.report.drawing import WIDTH, forest_plot
 from taet.report.tables import order
 from tests.report.made import MakeCard, shares
 
@@ -71,3 +72,12 @@ def test_seeds_that_were_attacked_otherwise_are_left_out_of_a_curve(make_card: M
         curved.append(card.changed(columns=(*card.columns, *points)))
     without_the_last = [*figures.strength(taet.results(curved[:2]))]
     assert [*figures.strength(taet.results(curved))] == without_the_last
+
+
+def test_the_text_of_the_last_tick_stays_inside_the_drawing() -> None:
+    line = {"row": "at", "accuracy": 0.9, "low": 0.8, "high": 1.0, "group": "head"}
+    scores = pd.DataFrame([line])
+    panel = forest_plot("Groups", scores, ["at"], "group", {"head": "#000"}, end=1.0, row_height=36)
+    (last,) = [label for label in panel.labels if label.text == "100 %"]
+    letter_width = 7.2  # of text of 12.5 pixels, in a wide font
+    assert last.x + letter_width * len(last.text) / 2 <= WIDTH

@@ -14,7 +14,7 @@ import pandas as pd
 from taet.metrics.accuracies import Floats
 
 WIDTH = 460
-RIGHT = 450  # end of the plot; the last tick needs the rest
+RIGHT = 440  # end of the plot; half of the text of the last tick needs the rest
 MARKERS = (
     # a circle, and around the same centre a square, a diamond, triangles, ...
     "m-3 0a3 3 0 1 0 6 0a3 3 0 1 0-6 0z",
@@ -42,8 +42,8 @@ LABEL_BELOW = 46  # height of the texts of ticks and axis
 MOST_MARKERS = 8  # on a line
 
 # of a heat map
-MAP_LEFT, MAP_BELOW = 110, 96  # room of the names of lines and columns
-MAP_LETTERS = 15  # of a name
+MAP_LEFT = 110  # room of the names of lines
+MAP_LETTERS, LETTER_WIDTH = 15, 7  # of a name
 MOST_NUMBERED = 10  # classes whose tiles have room for a number
 
 Anchor: TypeAlias = Literal["start", "middle", "end"]
@@ -260,10 +260,12 @@ def heat_map(title: str, shares: Floats, names: Sequence[str]) -> Panel:
     where there is room."""
     size = round((RIGHT - MAP_LEFT) / len(names), 2)
     bottom = size * len(names)
+    texts = [
+        textwrap.shorten(name, MAP_LETTERS, placeholder="…") or name[:MAP_LETTERS] for name in names
+    ]
     tiles, labels = [], []
-    for line, name in enumerate(names):
+    for line, text in enumerate(texts):
         middle = (line + 0.5) * size
-        text = textwrap.shorten(name, MAP_LETTERS, placeholder="…") or name[:MAP_LETTERS]
         labels.append(Label(MAP_LEFT - GAP, round(middle + BASELINE, 1), "end", text))
         labels.append(
             Label(round(MAP_LEFT + middle + BASELINE, 1), bottom + GAP, "end", text, turned=True)
@@ -274,4 +276,5 @@ def heat_map(title: str, shares: Floats, names: Sequence[str]) -> Panel:
             tiles.append(Tile(x, y, size, round(float(share), 3), number))
     frame = f"M{MAP_LEFT} 0H{MAP_LEFT + bottom}V{bottom}H{MAP_LEFT}z"
     description = "each line a true class, each column the class that it is taken for"
-    return Panel(title, description, bottom + MAP_BELOW, frame, labels, tiles=tiles)
+    height = bottom + GAP + LETTER_WIDTH * max(map(len, texts))
+    return Panel(title, description, height, frame, labels, tiles=tiles)
