@@ -531,9 +531,9 @@ def versus_at() -> str:
     (found,) = result_tables.of_folder(COMPARED)
     parts = {"clean": ("clean", "balanced"), "AutoAttack": ("autoattack", "balanced")}
     parts["tail, AutoAttack"] = "autoattack", "tail"
-    others = [row for row in found.rows if row != "at"]
+    others = [row for row in found.rows if row != "AT"]
     complete = {
-        row: [one for part in parts.values() if (one := found.difference(row, "at", *part))]
+        row: [one for part in parts.values() if (one := found.difference(row, "AT", *part))]
         for row in others
     }
     lines = [

@@ -20,6 +20,7 @@ import taet
 from taet.formatting import markdown_table, percent, percent_interval, points
 from taet.metrics.paired import Difference
 from taet.report import tables
+from taet.report.display_names import with_display_names
 from taet.report.markup import markdown
 from taet.report.results import LEAD, LEADERBOARD, Results
 
@@ -96,10 +97,10 @@ def committed() -> Results:
 
 
 def of_folder(name: str) -> list[Results]:
-    """Return the results of the cards of a comparison, named among each other, one for each test
-    set."""
+    """Return the results of the cards of a comparison, named among each other as in a report, one
+    for each test set."""
     held = [one.card for one in committed().entries if one.name.startswith(f"results/{name}/")]
-    return taet.results(held).by_test_set()
+    return [with_display_names(one) for one in taet.results(held).by_test_set()]
 
 
 def folder_tables(name: str) -> Iterator[str]:
@@ -130,8 +131,8 @@ def boards() -> list[tuple[str, pd.DataFrame]]:
     # rows are named without archived ones
     for one in taet.results([card.card for card in current]).by_test_set():
         if any(id(card) in reproduced for card in one.cards):
-            for (data, ratio, model, protocol, rule), rows in one.leaderboard().groupby(
-                list(LEADERBOARD[:5]), sort=False
+            for (data, ratio, model, protocol, rule), rows in (
+                with_display_names(one).leaderboard().groupby(list(LEADERBOARD[:5]), sort=False)
             ):
                 if len(rows) < 3 or rule != "last":
                     continue
