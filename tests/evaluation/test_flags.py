@@ -285,10 +285,23 @@ def test_a_small_test_set_says_which_difference_it_can_show(labels: np.ndarray, 
     assert text in found(labels=labels)["small-test-set"]
 
 
-def test_a_suite_that_is_not_the_standard_one_is_named() -> None:
-    varied = column("autoattack", 0.4, parameters={"version": "standard", "note": "3 classes"})
-    text = found(varied)["autoattack-variant"]
-    assert text.startswith("With 2 classes, autoattack cannot run as the standard suite")
+@pytest.mark.parametrize(
+    ("classes", "difference"),
+    [
+        (2, "it lacks APGD-T, which needs four classes"),
+        (3, "it has APGD-DLR in place of APGD-T, which needs four classes"),
+        (7, "it attacks all 6 other classes, and the standard suite attacks 9"),
+    ],
+)
+def test_a_suite_that_is_not_the_standard_one_says_what_differs(
+    classes: int, difference: str
+) -> None:
+    labels = np.arange(COUNT) % classes
+    suite = parse_attack("autoattack", Evaluation()).plan(classes)
+    varied = column("autoattack", 1.0, parameters=suite.facts(), predictions=labels)
+    text = found(varied, labels=labels, class_names="abcdefg"[:classes])["autoattack-variant"]
+    assert text.startswith(f"With {classes} classes, AutoAttack is not the standard suite: ")
+    assert difference in text
 
 
 # -- the probe

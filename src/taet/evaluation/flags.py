@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from taet.attacks.autoattack import AutoAttack
+from taet.attacks.autoattack import MAX_TARGETS, AutoAttack
 from taet.attacks.pgd import WHOLE_RANGE, ProjectedAscent
 from taet.card.card import Card, CardFlag
 from taet.card.column import Column
@@ -60,6 +60,11 @@ About = Literal["attacks", "model", "test images", "evaluation", "kind of model"
 card, `evaluation` a `Use`, `model` a `ModelFacts`, `kind of model` the counts of
 `taet.evaluation.probe.deep_facts`."""
 
+OF_FEW_CLASSES = {
+    2: "lacks APGD-T, which needs four classes",
+    3: "has APGD-DLR in place of APGD-T, which needs four classes",
+}
+"""How AutoAttack differs from the standard suite."""
 FLAGS = FlagList()
 flag = FLAGS.flag
 
@@ -314,14 +319,17 @@ def _unbounded_attack_not_converged(card: Card) -> SentenceValues | None:
 @flag(
     "autoattack-variant",
     "attacks",
-    "With {classes} classes, {names} cannot run as the standard suite; {note}",
+    "With {classes} classes, AutoAttack is not the standard suite: it {difference}",
 )
 def _autoattack_variant(card: Card) -> SentenceValues | None:
-    varied = [column for column in ordinary(card) if column.parameters.get("note")]
-    if not varied:
+    classes = card.num_classes
+    if not any(column.parameters.get("note") for column in ordinary(card)):
         return None
-    names = join_words(column.name for column in varied)
-    return {"classes": card.num_classes, "names": names, "note": varied[0].parameters["note"]}
+    difference = OF_FEW_CLASSES.get(
+        classes,
+        f"attacks all {classes - 1} other classes, and the standard suite attacks {MAX_TARGETS}",
+    )
+    return {"classes": classes, "difference": difference}
 
 
 # Of the model
