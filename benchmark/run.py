@@ -488,27 +488,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", nargs="+", default=[], help="only these rows")
     options = parser.parse_args(arguments)
     try:
-        for row in options.rows:
-            protocol().row(row)
-        if options.command is not None:
-            row, data_set, replicate = options.command
-            print("\n".join(commands(options.tier, row, data_set, replicate)))
-        elif options.dry_run:
-            tell(options.tier, options.rows)
-        else:
-            options.work.mkdir(parents=True, exist_ok=True)
-            # a call in the background of a script ignores Ctrl-C, and so would its commands
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
-            failed = work_through(options.tier, options.work, options.minutes, options.rows)
-            return 1 if failed else 0
+        status = do(options)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # its reader, such as head, has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the next call goes on", file=sys.stderr)
         return INTERRUPTED
-    return 0
+
+
+def do(options: argparse.Namespace) -> int:
+    """Print a command, or what there is, or do the next runs; return the exit status."""
+    for row in options.rows:
+        protocol().row(row)
+    if options.command is not None:
+        row, data_set, replicate = options.command
+        print("\n".join(commands(options.tier, row, data_set, replicate)))
+        return 0
+    if options.dry_run:
+        tell(options.tier, options.rows)
+        return 0
+    options.work.mkdir(parents=True, exist_ok=True)
+    # a call in the background of a script ignores Ctrl-C, and so would its commands
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    failed = work_through(options.tier, options.work, options.minutes, options.rows)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ import run
 from taet.errors import UserError
 from taet.run.folder import RunFolder
 
+BENCHMARK = Path(run.__file__).parent
 MAIN = plan.BenchmarkRun(
     *("main", "small", plan.protocol().sets["cifar10-lt-ir50"], plan.protocol().rows["taet-tuned"]),
     replicate=2,
@@ -26,6 +30,15 @@ def test_a_dry_run_says_what_is_there_and_what_is_missing(
     assert first.startswith("tuning cifar10-lt-ir50")
     assert "of  76 runs" in first
     assert "core-hours left" in first
+
+
+def test_a_dry_run_whose_reader_has_left_ends_without_a_word() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    call = [sys.executable, str(BENCHMARK / "run.py"), "--dry-run"]
+    with os.fdopen(writer, "w") as closed:
+        done = subprocess.run(call, stdout=closed, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_new_run_is_trained_and_a_started_one_resumed(tmp_path: Path) -> None:
