@@ -4,6 +4,7 @@ none."""
 import csv
 import dataclasses
 import io
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from taet.data.image_files import survey
 from taet.deployment import Predictions, predict
 from taet.deployment.input_images import read_images
 from taet.deployment.saved_images import rounded
+from taet.machine import using
 from tests.calls import one_line
 
 ATTACK = "pgd-3"
@@ -50,6 +52,27 @@ def test_a_notebook_shows_the_summary_and_the_table(answered: Predictions) -> No
     assert f"survive {ATTACK}</p>" in shown
     assert "<th>probability</th>" in shown
     assert "<a>" not in shown, "names are text, not markup"
+
+
+@pytest.mark.parametrize(
+    ("attack", "batch_size", "expected"), [("pgd-2", 250, 1), (None, 5, 1), (None, 250, 2)]
+)
+def test_what_takes_long_uses_the_cores_that_are_idle(
+    attack: str | None,
+    batch_size: int,
+    expected: int,
+    trained: Path,
+    dataset: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        sys.modules["taet.deployment.predict"], "idle_threads", lambda: (1, "machine busy")
+    )
+    loaded, seen = taet.load(trained), set[int]()
+    loaded.model.register_forward_pre_hook(lambda *_: seen.add(torch.get_num_threads()))
+    with using(2):
+        predict(loaded, dataset.test.images[:10], attack=attack, batch_size=batch_size)
+    assert seen == {expected}
 
 
 @pytest.mark.parametrize("batch_size", [1, 5])

@@ -1,6 +1,7 @@
 """What `check` finds about sound models and spoilt ones; run folders are in
 training/test_folder.py."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from taet.errors import UserError
 from taet.evaluation import Check, check
+from taet.machine import using
 from tests.evaluation.conftest import Change, Changed
 
 LEVELS = (0.2, 0.4, 0.6, 0.8)
@@ -57,6 +59,20 @@ def test_a_sound_model_is_ok_and_left_as_it_was(data: tuple[np.ndarray, np.ndarr
     assert [text for text in parts if text not in str(found)] == []
     assert model.training
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_a_model_is_tried_and_timed_on_the_cores_that_are_idle(
+    data: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        sys.modules["taet.evaluation.check"], "idle_threads", lambda: (1, "machine busy")
+    )
+    model, seen = Brightness(), set[int]()
+    model.register_forward_pre_hook(lambda *_: seen.add(torch.get_num_threads()))
+    with using(2):
+        check(model, *data, attacks=["clean", "pgd-20"])
+        assert torch.get_num_threads() == 2
+    assert 1 in seen
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -25,7 +26,7 @@ from taet.errors import UserError
 from taet.evaluation.attack_sets import of_run
 from taet.evaluation.runner import Runner, as_unit
 from taet.formatting import plural
-from taet.machine import float32_by_default, resolve_device
+from taet.machine import float32_by_default, idle_threads, resolve_device, using
 from taet.progress import Progress
 from taet.settings import Run
 from taet.settings.arguments import checked_arguments
@@ -214,6 +215,9 @@ def predict(
         prepare_folder(folder)
     classes, total = trained.class_names, len(listed.names)
     passes = 1 if spec is None else 1 + spec.passes(len(classes))
+    # one batch without an attack takes less time than to look for idle cores
+    takes_long = spec is not None or total > batch_size
+    threads = idle_threads()[0] if takes_long else torch.get_num_threads()
     predictions = Predictions(
         listed.names,
         np.full(total, NO_CLASS, np.int64),
@@ -260,7 +264,8 @@ def predict(
                 keeps=EveryExample,
                 keep_probabilities=True,
             )
-            _predict_batch(predictions, rows, runner, spec, report)
+            with using(threads):
+                _predict_batch(predictions, rows, runner, spec, report)
             if folder is not None and spec is not None:
                 _save_batch(predictions, rows, runner, spec, folder)
         report(len(batch) * passes, 0, f"{start + len(batch)} of {total} images")

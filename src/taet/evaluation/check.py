@@ -26,7 +26,14 @@ from taet.evaluation.runner import Runner, restored
 from taet.evaluation.target import ArrayOrTensor, EvaluationTarget
 from taet.files import DONE, METRICS, RUN
 from taet.formatting import duration, join_words, percent
-from taet.machine import PACKAGES, environment, float32_by_default, resolve_device
+from taet.machine import (
+    PACKAGES,
+    environment,
+    float32_by_default,
+    idle_threads,
+    resolve_device,
+    using,
+)
 from taet.metrics import accuracies, intervals
 from taet.models.trust import check_trust
 from taet.network import check_network
@@ -209,7 +216,7 @@ def _weights(folder: RunFolder, name: str) -> None:
 
 def _model(target: EvaluationTarget, deep: bool) -> Iterator[Finding]:
     """Yield what a batch of test images shows about a model."""
-    with restored(target.model.to(target.device)) as changes:
+    with using(idle_threads()[0]), restored(target.model.to(target.device)) as changes:
         runner = target.runner(most_per_class=MOST_PER_CLASS)
         with runner.frozen_and_exact():
             yield from _outputs(target, runner, deep)
