@@ -136,11 +136,13 @@ def nearest(got: str, allowed: Iterable[str]) -> str | None:
     )
 
 
-def unknown(kind: str, got: str, allowed: Iterable[str]) -> UserError:
-    """Return the error for a name that is not in `allowed`, with the nearest match if there is
-    one."""
+def unknown(kind: str, got: str, allowed: Iterable[str], also: Iterable[str] = ()) -> UserError:
+    """Return the error for a name that is not in `allowed`, with the nearest match if there is one.
+
+    `also` are names that may be suggested, too many to be listed.
+    """
     names = sorted(allowed)
-    near = nearest(got, names)
+    near = nearest(got, [*also, *names])
     hint = f"; did you mean '{near}'?" if near else ""
     allowed_names = ", ".join(names) or "none"
     return UserError(f"unknown {kind} '{shortened(got)}'; allowed: {allowed_names}{hint}", near)

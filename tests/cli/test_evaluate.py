@@ -40,3 +40,26 @@ def test_check_finds_a_changed_file_of_images(taet: Any, run: Path) -> None:
     outcome = taet("check", run)
     assert outcome.code == 1
     assert f"{file} was changed or damaged" in outcome.out
+
+
+def test_the_report_of_one_run_is_renewed_in_its_folder(
+    taet: Any, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert taet("report", run).out == f"{run / 'report.html'}\n"
+    assert taet("report", run, run / "evaluation.json").out == "report.html\n"
+    assert (tmp_path / "report.html").is_file()
+
+
+def test_the_folder_of_a_comparison_is_refused_with_one_of_its_runs(
+    taet: Any, run: Path, tmp_path: Path
+) -> None:
+    inside = tmp_path / "study" / "runs" / "at"
+    shutil.copytree(run, inside)
+    outcome = taet("evaluate", tmp_path / "study")
+    assert outcome.code == 2
+    assert f"it holds a comparison; allowed: one of its runs, e.g. {inside}" in outcome.err
+
+
+def test_an_export_without_a_format_is_told_the_formats(taet: Any, run: Path) -> None:
+    assert "which --format? allowed: pt2, onnx, safetensors" in taet("export", run).err

@@ -102,7 +102,12 @@ def test_an_error_names_no_option_that_its_command_lacks(taet: Any, tmp_path: Pa
         ("evaluate --model resnet8", "--data is missing: resnet8 names no test images"),
         (
             "evaluate runs/x --data grey.npz",
-            "--data, --all-images and --out go with --model runs/x",
+            "got --data with a run, which has images and a normalisation of its own; allowed: with "
+            "--model runs/x --data NAME",
+        ),
+        (
+            "evaluate runs/x --data.test balanced --all-images",
+            "got --data.test and --all-images with a run",
         ),
         (
             "evaluate --model resnet8 --data digits-lt --all-images",

@@ -23,7 +23,8 @@ def test_a_file_is_taken_as_it_is(npz, arrays):
     assert (dataset.validation.images == validation["val_images"]).all()
     assert dataset.class_names == ("x", "y", "z")
     assert dataset.notes == (
-        "not cut to a long tail; before any limit or share its imbalance ratio is 6",
+        "not cut to a long tail; the training images have imbalance ratio 6, before any limit or "
+        "share",
         "the source's own validation split is kept",
     )
 

@@ -115,9 +115,20 @@ def test_a_folder_above_the_class_folders_is_refused_with_the_right_one(tmp_path
     refused(tmp_path, "has one class folder; allowed: 2 or more; did you mean '.*signs'")
 
 
-def test_a_folder_without_class_folders_is_refused(tmp_path, fill, refused):
-    fill(tmp_path, 0, 3)
-    refused(tmp_path, "holds no class folders; allowed: class folders, or a table: csv:FILE")
+def test_a_folder_without_class_folders_is_refused(tmp_path, refused):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").write_text("nothing")
+    refused(
+        tmp_path / "empty", "holds no class folders; allowed: class folders, or a table: csv:FILE$"
+    )
+
+
+def test_the_folder_of_one_class_is_refused_with_the_folder_above(tmp_path, fill, refused):
+    fill(tmp_path / "signs" / "stop", 3)
+    refused(
+        tmp_path / "signs" / "stop",
+        "it holds images: if they are of one class, give the folder above, '.*signs'$",
+    )
 
 
 # What is an image

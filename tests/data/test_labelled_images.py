@@ -6,7 +6,14 @@ from PIL import Image
 
 from taet.data import facts, load
 from taet.data.dataset import DataFacts
-from taet.data.labelled_images import LabelledImage, grouped_by_pattern, source_of, with_tracks
+from taet.data.labelled_images import (
+    BEGINNING,
+    LabelledImage,
+    grouped_by_pattern,
+    note_on_names_alike,
+    source_of,
+    with_tracks,
+)
 from taet.data.sources import load_all
 from taet.errors import UserError
 from taet.settings import Data
@@ -249,3 +256,25 @@ def test_facts_are_those_of_the_loaded_set_and_read_headers_only(more, tmp_path,
     expected = DataFacts.of((loaded := load(tmp_path, **more)).splits, loaded.image_shape)
     monkeypatch.setattr("taet.data.image_files._eight_bit", None)
     assert facts(Data(name=str(tmp_path), **more)) == expected
+
+
+def test_files_whose_names_begin_alike_are_named_as_possible_groups():
+    images = named(*(f"p{patient}_{image}" for patient in range(20) for image in "ab"))
+    (note,) = note_on_names_alike(images)
+    assert note.startswith("the names of 40 of 40 files begin as another's")
+    grouped, _ = grouped_by_pattern(images, BEGINNING)
+    assert {image.group for image in grouped} == {f"p{patient}" for patient in range(20)}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"IMG_{number:04}" for number in range(40)],
+        [f"ISIC_{number:07}_downsampled" for number in range(40)],
+        [f"{number:05}" for number in range(40)],
+        [f"class{number % 3}_{number:04}" for number in range(40)],
+        [*(f"{number}" for number in range(38)), "p1_a", "p1_b"],
+    ],
+)
+def test_names_that_tell_images_apart_are_no_groups(names):
+    assert note_on_names_alike(named(*names)) == []

@@ -1,6 +1,7 @@
 """What `load` chooses whatever the source: cuts, caps, validation, whole groups, names and size."""
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from taet.data import load
 from taet.data.sources import full_name
 from taet.data.splits import hold_out
+from tests.calls import one_line
 
 
 @pytest.fixture
@@ -243,3 +245,10 @@ def test_a_class_of_two_groups_has_one_held_out_and_a_single_group_none():
     assert hold_out(np.arange(40) % 2, np.repeat(np.arange(8), 5), 0.3, 0).mean() == 0.25
     for share in (0.02, 0.05, 0.1, 0.25, 0.3):
         assert hold_out(np.arange(400) % 2, np.arange(400), share, 0).mean() == share
+
+
+def test_a_name_that_nearly_is_a_folder_here_is_told_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("lesions").mkdir()
+    with one_line("unknown data set, .* here: 'leisons'; allowed: .*did you mean 'lesions'"):
+        load("leisons")

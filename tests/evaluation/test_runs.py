@@ -151,7 +151,9 @@ def test_other_images_need_a_folder_of_their_own(evaluated: Path, others: Images
 def test_other_images_of_an_unknown_class_are_refused(
     evaluated: Path, others: Images, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match="unknown class of the test images 'x'"):
+    with pytest.raises(
+        UserError, match="unknown class of the test images, which the model does not know, 'x'"
+    ):
         evaluate(evaluated, *others, "fgsm", class_names=["3", "x"], out=tmp_path)
 
 
@@ -231,7 +233,9 @@ def test_names_of_one_unicode_normal_form_are_two_classes() -> None:
 
 
 def test_names_that_are_no_classes_of_the_run_are_refused(run: Path, seen: Images) -> None:
-    with pytest.raises(UserError, match="unknown class of the test images 'a'"):
+    with pytest.raises(
+        UserError, match="unknown class of the test images, which the model does not know, 'a'"
+    ):
         EvaluationTarget.of(run, *seen, class_names=[*"abcdefghij"])
 
 

@@ -14,8 +14,9 @@ import taet
 from taet import report
 from taet.card.images import CardImage, CardImages, keep_images, sheet_of
 from taet.errors import UserError
+from taet.evaluation.gallery import strongest
 from taet.report.gallery import NONE
-from tests.report.made import MakeCard, Page
+from tests.report.made import MakeCard, Page, right
 
 
 @pytest.fixture
@@ -103,3 +104,14 @@ def test_a_changed_file_of_images_is_refused(
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     with pytest.raises(UserError, match="was changed or damaged"):
         report.write(tmp_path / "card.json", tmp_path / "page.html")
+
+
+def test_of_attacks_that_leave_the_same_the_pictures_show_the_one_of_most_passes(
+    make_card: MakeCard,
+) -> None:
+    card = right(make_card("at"), 0.3, "fgsm", "pgd-20")
+    clean, fgsm, pgd = card.columns[:3]
+    columns = clean, fgsm.changed(forwards=3), pgd.changed(forwards=41)
+    shown = strongest(card.changed(columns=columns))
+    assert shown is not None
+    assert shown.name == "pgd-20"

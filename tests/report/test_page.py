@@ -245,6 +245,9 @@ def test_a_run_without_a_card_alone_is_refused_with_the_command_that_is_missing(
         UserError, match=r"no result card in .*waiting; evaluate it first: taet evaluate"
     ):
         report.write(waiting, tmp_path / "x.html")
+    (waiting / "done").unlink()
+    with pytest.raises(UserError, match=r"not finished; continue it: taet train --resume .*wait"):
+        report.write(waiting, tmp_path / "x.html")
 
 
 def test_each_test_set_has_a_part_and_all_stand_in_the_title(

@@ -1,5 +1,6 @@
 """The sentences of the report: what a reader must know first, and which row is best."""
 
+import numpy as np
 import pytest
 
 import taet
@@ -49,8 +50,35 @@ def test_an_accuracy_under_attack_that_may_be_chance_says_so(make_card: MakeCard
 def test_what_the_attack_does_is_said_in_numbers_of_images(make_card: MakeCard) -> None:
     card = right(right(make_card("at"), 0.9, "clean"), 0.25, "autoattack")
     assert in_plain_words(taet.results(card)) == (
-        "Of 100 test images, the model “at” classifies 90 correctly; after a change of each pixel "
-        "by at most 8 of 255 grey levels, chosen to mislead it, 25."
+        "Of every 100 test images, the model “at” classifies 90 correctly; after a change of each "
+        "pixel by at most 8 of 255 grey levels, chosen to mislead it, 25."
+    )
+
+
+def test_of_several_runs_the_sentence_is_about_their_mean(make_card: MakeCard) -> None:
+    cards = [
+        right(right(make_card("at", seed=seed), 0.9, "clean"), share, "autoattack")
+        for seed, share in enumerate((0.2, 0.3))
+    ]
+    sentence = in_plain_words(taet.results(cards))
+    assert "the model “at”, the mean of 2 runs, classifies 90 correctly" in sentence
+    assert sentence.endswith(", 25.")
+
+
+def test_a_model_below_the_answer_of_always_one_class_is_told_so(make_card: MakeCard) -> None:
+    card = make_card("at")
+    labels = np.where(np.arange(len(card.labels)) % 4 < 3, 0, card.labels)
+    others = labels != 0
+    correct = others | (np.arange(len(labels)) < 0.4 * len(labels))
+    of_classes = card.changed(labels=labels, columns=())
+    columns = [
+        column.changed(correct=correct, predictions=np.where(correct, labels, (labels + 1) % 10))
+        for column in card.columns
+    ]
+    sentence = in_plain_words(taet.results(of_classes.changed(columns=tuple(columns))))
+    share = round(100 * (labels == 0).mean())
+    assert sentence.endswith(
+        f"To answer always “{card.class_names[0]}” would be right for {share}."
     )
 
 

@@ -102,7 +102,7 @@ def _check_subject(path: Path, known: Card, card: Card) -> None:
     for what, (old, new) in hashes.items():
         if old != new:
             got = f"{what} (SHA-256 {old[:12]}, here {new[:12]})"
-            raise UserError(f"evaluate: {path} is about {got}; allowed: another folder as out")
+            raise UserError(f"evaluate: {path} is about {got}; allowed: another folder as --out")
 
 
 def _earlier_cards(path: Path, latest: Card) -> Iterator[Card]:

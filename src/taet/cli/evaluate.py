@@ -30,7 +30,7 @@ from taet.cli.options import (
 )
 from taet.errors import UserError
 from taet.files import Json
-from taet.formatting import plural
+from taet.formatting import join_words, plural
 from taet.settings import Data, Evaluation
 from taet.settings.types import ModelName, Processes, check_value
 
@@ -101,10 +101,14 @@ def read(words: list[str]) -> tuple[Evaluate, Json]:
         changed = [
             name for name in OF_OTHER_IMAGES if getattr(command, name) != Evaluate.default(name)
         ]
-        if of_part(given, "data") or changed:
-            reason = "a run has its own, and its own normalisation"
+        of_data = [
+            "data" if name == "data.name" else name for name in given if name.startswith("data.")
+        ]
+        if of_data or changed:
+            options = join_words([f"--{name.replace('_', '-')}" for name in (*of_data, *changed)])
             raise UserError(
-                f"--data, --all-images and --out go with --model {command.run}; {reason}"
+                f"got {options} with a run, which has images and a normalisation of its own; "
+                f"allowed: with --model {command.run} --data NAME"
             )
         check_value("weights", command.weights or "model", Weights)
     return command, given
@@ -229,6 +233,7 @@ def _about_images(card: Card, images: CardImages, folder: Path) -> str:
     from taet.data.published import image_terms
 
     number = plural(len(images.images), "test image")
-    line = f"images: {images.file(folder)} shows {number} in the report; --no-images: none"
+    kept = f"images: {images.file(folder)} shows {number} in the report"
+    line = f"{kept}; taet evaluate --no-images removes them"
     terms = image_terms(card.data["name"])
     return f"{line}. {terms}" if terms else f"{line}."

@@ -30,6 +30,7 @@ from taet.settings.types import (
     OnlyWith,
     Rule,
     Settings,
+    allowed_text,
     bounds_of,
     check_value,
     choices,
@@ -175,8 +176,7 @@ def parse(
         if name in given:
             check_value(name.replace("_", " "), given[name], argument.hint)
         elif field.is_required():
-            shown = argument.names[0].lstrip("-").upper()
-            raise UserError(f"which {shown}? see {prog} --help")
+            raise _lacking(argument, POSITIONAL in field.metadata, prog)
     of_command = {name: value for name, value in given.items() if "." not in name}
     of_parts = {name: value for name, value in given.items() if "." in name}
     return kind(**of_command), of_parts
@@ -189,6 +189,14 @@ def of_part(given: Mapping[str, Any], part: str) -> dict[str, Any]:
         for name, value in given.items()
         if name.startswith(f"{part}.")
     }
+
+
+def _lacking(argument: "Argument", positional: bool, prog: str) -> UserError:
+    """Return the error for a call without an argument that it needs."""
+    name = argument.names[0]
+    if positional:
+        return UserError(f"which {name.lstrip('-').upper()}? see {prog} --help")
+    return UserError(f"which {name}? allowed: {allowed_text(argument.hint)}; see {prog} --help")
 
 
 class Argument(NamedTuple):

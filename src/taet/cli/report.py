@@ -23,8 +23,9 @@ class Report(Command):
 
     runs: Annotated[tuple[str, ...], POSITIONAL]
     """Run folders, result cards, or folders of these."""
-    out: Path = Path("report.html")
-    """File to write: .html, .md, .csv or .tex. A report that is there is replaced."""
+    out: Path | None = None
+    """File to write: .html, .md, .csv or .tex. A report that is there is replaced. Default:
+    report.html, of one run in its folder."""
     force: bool = False
     """Replace a .md, .csv or .tex that is no report, too."""
     title: str | None = None
@@ -34,6 +35,17 @@ class Report(Command):
     fail_if_worse: str | None = None
     """Result card or run folder of the model in use: exit with status 1 if the new one is worse.
     Nothing is written."""
+
+
+def _out(command: Report) -> Path:
+    """Return the file to write."""
+    from taet.run.folder import RunFolder
+
+    if command.out is not None:
+        return command.out
+    folders = [Path(name) for name in command.runs]
+    of_one_run = len(folders) == 1 and RunFolder(folders[0]).is_run
+    return folders[0] / "report.html" if of_one_run else Path("report.html")
 
 
 def run(words: list[str]) -> int:
@@ -47,7 +59,7 @@ def run(words: list[str]) -> int:
         print(
             write(
                 command.runs,
-                command.out,
+                _out(command),
                 command.title,
                 columns=command.columns,
                 force=command.force,

@@ -233,7 +233,7 @@ def _division_note(whole: Part, test: Part, data: Data) -> DataNote:
         about = {"fold": data.fold, "folds": data.folds, "test": len(test), "seed": seed}
         return DataNote(f"{text} (seed {seed})", "fold", **about)
     if whole.groups is None:
-        held_out = f"{TEST_SHARE:.0%} of each class, and one of two images, is"
+        held_out = f"{TEST_SHARE:.0%} of each class (of two images one) is"
     else:
         held_out = f"whole groups, {len(test) / len(whole):.0%} of the images, are"
     text = f"no test images are given: {held_out} for testing (seed {seed})"
@@ -273,6 +273,34 @@ def grouped_by_pattern(images: Sequence[LabelledImage], pattern: str) -> Listing
         )
     note = DataNote(f"groups are found in file names by '{pattern}'", "groups-by-pattern")
     return Listing(grouped, [note])
+
+
+BEGINNING = "(.+)[_-]"  # of the name of a file, up to its last _ or -
+LEAST_ALIKE = 0.2  # share of the files whose names begin as another's
+LARGEST_ALIKE = 0.1  # share of the files in the largest group; a larger one is a class, or a word
+
+
+def note_on_names_alike(images: Sequence[LabelledImage]) -> list[DataNote]:
+    """Return a note if the names of many files begin alike, as those of several images of one
+    patient do: p12_left.png, p12_right.png.
+
+    A beginning has a number, and is rare: a word before the number of an image is in every name.
+    """
+    beginnings = Counter[str]()
+    for image in images:
+        match = re.search(BEGINNING, Path(str(image.file)).name)
+        if match is not None and any(map(str.isdigit, match[1])):
+            beginnings[match[1]] += 1
+    alike = [count for count in beginnings.values() if count > 1]
+    is_rare = max(alike, default=0) <= max(2, LARGEST_ALIKE * len(images))
+    if not alike or not is_rare or sum(alike) < LEAST_ALIKE * len(images):
+        return []
+    text = (
+        f"the names of {sum(alike)} of {len(images)} files begin as another's, up to the last _ or "
+        "-: if such files show one patient or object, test results are too good unless "
+        f"--data.group-pattern '{BEGINNING}' keeps them in one split"
+    )
+    return [DataNote(text, "names-alike", alike=sum(alike), files=len(images))]
 
 
 TRACK_AND_FRAME = re.compile(r"(\d{5}_){1,2}\d{5}")

@@ -103,7 +103,8 @@ def _resolved(data: Data) -> tuple[Data, registry.RegistryEntry]:
             f"hf:NAME@COMMIT{hint}"
         )
     if kind not in known:
-        raise unknown("data set, and no folder, .csv or .npz file here:", name, known)
+        here = [entry for entry in os.listdir() if not entry.startswith(".")]
+        raise unknown("data set, and no folder, .csv or .npz file here:", name, known, also=here)
     published = getattr(known[kind].load(), "PUBLISHED", {}).get(name, {})
     ratio = data.imbalance_ratio
     if ratio is None and kind not in PATH_SOURCES and name.endswith(("-lt", BALANCED_SMALL)):

@@ -182,7 +182,8 @@ def _cut_counts(train: Part, test: Part, data: Data, ratio: float) -> tuple[list
 def _note_on_uncut(train: Part, data: Data) -> str:
     own_ratio = train.class_counts.max() / train.class_counts.min()
     note = (
-        f"not cut to a long tail; before any limit or share its imbalance ratio is {own_ratio:.4g}"
+        f"not cut to a long tail; the training images have imbalance ratio {own_ratio:.4g}, before "
+        "any limit or share"
     )
     if data.max_count:
         note += f"; at most {data.max_count} images of a class are taken"

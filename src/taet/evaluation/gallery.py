@@ -48,7 +48,8 @@ def groups_of(labels: Ints, train_counts: Sequence[int] | None) -> Ints:
 
 def strongest(card: Card) -> Column | None:
     """Return the strongest attack of a card in a ball, that of its threat if there is one: a
-    complete suite, else the one with the lowest balanced accuracy."""
+    complete suite, else the one with the lowest balanced accuracy, of equal ones that of the most
+    passes."""
     return min(_in_the_ball(card), key=lambda column: _strength(card, column), default=None)
 
 
@@ -60,11 +61,12 @@ def _in_the_ball(card: Card) -> list[Column]:
     return in_that_ball or in_a_ball
 
 
-def _strength(card: Card, column: Column) -> tuple[bool, float]:
+def _strength(card: Card, column: Column) -> tuple[bool, float, int]:
     """Return the sort key of an attack, the strongest first."""
     attack = column.attack
     complete = isinstance(attack, AutoAttack) and attack.version == "standard"
-    return not complete, card.summary_of(column).balanced
+    passes = column.forwards + column.backwards
+    return not complete, card.summary_of(column).balanced, -passes
 
 
 def gallery_of(card: Card, runner: Runner) -> KeptImages | None:

@@ -501,7 +501,7 @@ def by_name(labels: Ints, names: Sequence[str], known: Sequence[str]) -> Ints:
         theirs = [unicodedata.normalize("NFC", name) for name in theirs]
     strange = [name for name in ours if name not in theirs]
     if strange:
-        raise unknown("class of the test images", strange[0], known)
+        raise unknown("class of the test images, which the model does not know,", strange[0], known)
     check_labels(int(labels.min()), int(labels.max()), len(names))
     return np.array([theirs.index(name) for name in ours], np.int64)[labels]
 

@@ -25,6 +25,7 @@ from taet.data.labelled_images import (
     LabelledImage,
     Listing,
     grouped_by_pattern,
+    note_on_names_alike,
     source_of,
     with_tracks,
 )
@@ -77,6 +78,8 @@ def read(data: Data, only_test: bool = False) -> DataSource:
         grouped = any(image.group for image in images)
         notes += _track_notes(grouped, data.mirror)
         images = images if grouped else tracks
+    elif data.group != "none" and not any(image.group for image in images):
+        notes += note_on_names_alike(images)
     with prefix_errors(f"'{path}'"):
         return source_of(
             images, data, notes, order=order, mirror=tracks is None, only_test=only_test
@@ -480,7 +483,11 @@ def _no_class_folders(folder: Path, outer: Path, data: Data) -> UserError:
     if len(complete) > 1:
         names = join_words(complete, most=4)
         several = f"; it is not clear which of the tables {names} has the labels"
-    hint = next((hint for hint in (several, *others, *lacking) if hint), "")
+    of_one_class = ""
+    if any(map(is_image, outer.iterdir())):
+        above = f"the folder above, '{outer.parent}'"
+        of_one_class = f"; it holds images: if they are of one class, give {above}"
+    hint = next((hint for hint in (several, *others, *lacking, of_one_class) if hint), "")
     return UserError(
         f"'{folder}' holds no class folders; allowed: class folders, or a table: csv:FILE{hint}"
     )

@@ -62,12 +62,18 @@ def read_cards(sources: Iterable[Sources]) -> CardsRead:
         if isinstance(source, Card):
             cards.append(StoredCard(f"card {number}", source, (), None))
     if not cards and waiting:
-        folder = waiting[0]
-        raise UserError(f"no result card in {folder}; evaluate it first: taet evaluate {folder}")
+        raise UserError(f"no result card in {waiting[0]}; {_what_is_missing(Path(waiting[0]))}")
     if not cards:
         raise UserError(f"no result card; allowed: {ALLOWED}")
     title = _title_of(Path(names[0])) if len(given) == len(names) == 1 else None
     return CardsRead(cards, waiting, title)
+
+
+def _what_is_missing(folder: Path) -> str:
+    """Return the command that a run needs next for a card."""
+    if not RunFolder(folder).is_done:
+        return f"its training is not finished; continue it: taet train --resume {folder}"
+    return f"evaluate it first: taet evaluate {folder}"
 
 
 def write_title(folder: Path, title: str) -> None:

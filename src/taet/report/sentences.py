@@ -83,11 +83,24 @@ def in_plain_words(results: Results) -> str:
         return ""
     before, after = (f"{100 * plain[name]:.0f}" for name in ("clean", attack))
     levels = f"{GREY_LEVELS * column.eps:.3g}"
+    seeds = len(results.cards_of(best))
+    mean = f", the mean of {seeds} runs," if seeds > 1 else ""
     return (
-        f"Of 100 test images, the model “{best}” classifies {before} correctly; after a change of "
-        f"each pixel by at most {levels} of {GREY_LEVELS} grey levels, chosen to mislead it, "
-        f"{after}."
+        f"Of every 100 test images, the model “{best}”{mean} classifies {before} correctly; after "
+        f"a change of each pixel by at most {levels} of {GREY_LEVELS} grey levels, chosen to "
+        f"mislead it, {after}.{_on_the_largest_class(results, plain['clean'])}"
     )
+
+
+def _on_the_largest_class(results: Results, share: float) -> str:
+    """Return what the answer of always the same class would reach, if that is as much or more."""
+    card = results.cards[0]
+    counts = card.test_class_counts
+    largest = counts.max() / counts.sum()
+    if share > largest:
+        return ""
+    name = card.class_names[counts.argmax()]
+    return f" To answer always “{name}” would be right for {100 * largest:.0f}."
 
 
 def _on_missing_classes(results: Results) -> list[str]:

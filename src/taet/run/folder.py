@@ -125,11 +125,11 @@ class RunFolder:
         path = self.path / RUN
         if not path.exists():
             why = f"it holds no {RUN}" if self.path.is_dir() else "there is no such folder"
-            why = (
-                ("it is a file; a file of weights goes with --model NAME --weights")
-                if self.path.is_file()
-                else why
-            )
+            if self.path.is_file():
+                why = "it is a file; a file of weights goes with --model NAME --weights"
+            runs = sorted(path.parent for path in self.path.glob(f"runs/*/{RUN}"))
+            if runs:
+                why = f"it holds a comparison; allowed: one of its runs, e.g. {runs[0]}"
             raise UserError(f"{self.path} is not a run folder: {why}")
         values = files.parse_json(self._read(path), str(path))
         with prefix_errors(f"{path} was not written by taet train, or was changed"):

@@ -11,6 +11,7 @@ from taet.data import DataFacts
 from taet.data.extra import Mixture, mixture
 from taet.data.loader import batch_bounds
 from taet.errors import UserError
+from taet.formatting import plural
 from taet.methods import Method, Task
 from taet.models import Adapter, Classifier, CosineHead
 from taet.models.trust import is_own
@@ -201,14 +202,13 @@ def _no_feedback(run: Run, method: Method, split: str, facts: DataFacts | None) 
         isinstance(m, Method) and m.needs_feedback and m.average_decay is None
         for m in method.modules()
     )
-    if learns and first >= training.epochs:
-        got = (
-            f"got the first point of the curve (monitor every) after epoch {first} of "
-            f"{training.epochs}"
-        )
-        return f"{got}; allowed: before the last epoch: it learns from the curve"
     if split != "validation" and facts is not None:
         return f"got no validation split, which it learns from (never from the test set): {ADD}"
+    if learns and first >= training.epochs:
+        return (
+            f"got {plural(training.epochs, 'epoch')}, and it first learns from validation images "
+            f"after epoch {first}; allowed: more epochs, or a smaller --monitor-every"
+        )
     return ""
 
 

@@ -36,7 +36,7 @@ from taet.network import copied
 from taet.progress import Progress
 from taet.run.folder import BEST, DELIVERED, LAST, RunFolder
 from taet.run.loading import resume_call
-from taet.run.record import CurvePoint, Epoch
+from taet.run.record import Counts, CurvePoint, Epoch
 from taet.settings import Run
 from taet.settings.schema import epoch_at, from_json, option
 from taet.training.prepare import TrainingPlan
@@ -174,13 +174,17 @@ def end_epoch(
     state.end_epoch(counts[2])
     monitor.save()
     run_on_rank_zero(lambda: monitor.folder.write_metrics(state.rows))
-    by_split = {"training": row.trained, **({} if point is None else point.counts)}
-    accuracies = ", ".join(
-        (f"{name} {100 * count.balanced_accuracy:.1f} %")
-        for name, count in by_split.items()
-        if count
-    )
-    monitor.show(f"loss {row.loss['total']:.3f} · balanced accuracy: {accuracies}")
+    accuracies = []
+    if row.trained:
+        accuracies.append(_balanced({"training": row.trained}))
+    if point is not None:
+        accuracies.append(f"{point.split}: {_balanced(point.counts)}")
+    monitor.show(f"loss {row.loss['total']:.3f} · balanced accuracy: {'; '.join(accuracies)}")
+
+
+def _balanced(counts: Mapping[str, Counts]) -> str:
+    """Return the balanced accuracy of each of these, by name."""
+    return ", ".join(f"{name} {100 * of.balanced_accuracy:.1f} %" for name, of in counts.items())
 
 
 def drift(plan: TrainingPlan, state: State) -> Json:
