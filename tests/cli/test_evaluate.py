@@ -8,6 +8,8 @@ import pytest
 
 from taet.card.card import Card
 
+SHORT = "--model resnet8 --epochs 1 --threat.steps 1 --monitor-every 0 --no-evaluate --threads 1"
+
 
 @pytest.fixture
 def run(finished: Any, tmp_path: Path) -> Path:
@@ -63,3 +65,21 @@ def test_the_folder_of_a_comparison_is_refused_with_one_of_its_runs(
 
 def test_an_export_without_a_format_is_told_the_formats(taet: Any, run: Path) -> None:
     assert "which --format? allowed: pt2, onnx, safetensors" in taet("export", run).err
+
+
+@pytest.mark.parametrize(("seed", "is_told"), [("0", False), ("1", True)])
+def test_images_of_the_training_divided_in_another_way_are_told(
+    seed: str,
+    is_told: bool,
+    taet: Any,
+    lesions: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    run = tmp_path / "run"
+    trained = taet("train", "at", "--data", lesions, *SHORT.split(), "--out", run)
+    assert trained.code == 0, trained.err
+    words = ["--model", run, "--data", lesions, "--data.seed", seed, "--attacks", "clean"]
+    assert taet("evaluate", *words, "--out", tmp_path / "card").code == 0
+    told = f"{run} was trained on folder:{lesions}, and its test images were others: "
+    assert (told in caplog.text) == is_told

@@ -143,7 +143,11 @@ def save_card(path: Path, card: Card) -> None:
             content = read_bytes(path)
             copy = _free_name(path, old.created, content)
             write_atomically(copy, content)
-            _logger.warning("taet: the card before is kept as %s, which reports do not read", copy)
+            _logger.warning(
+                "taet: the card before is kept as %s, which reports do not read; an eps of one "
+                "attack, as in pgd-20:eps=2/255, is added to a card",
+                copy,
+            )
     card.save(path)
     if images is not None and not _is_used(images, path.parent):
         images.file(path.parent).unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from taet.data import Dataset
 
+_logger = logging.getLogger(__name__)
 
 OF_DATA = ("name", "root", "imbalance_ratio", "test", "size")
 """Settings of the test images that --help shows."""
@@ -56,6 +58,7 @@ def open_model(name: str, data: Json, options: OfModel, *, all_images: bool = Fa
     settings = Data(**data)
     if is_folder(name):
         dataset = read(_with_size_of_run(settings, name, options))
+        _warn_of_another_division(settings, Path(name), dataset)
         return NamedModel(Path(name), dataset, ())
     return _load_network(name, read(settings), options)
 
@@ -73,6 +76,22 @@ def _with_size_of_run(data: Data, folder: str, options: OfModel) -> Data:
     if data.size is None and height == width:
         return data.replace(size=height)
     return data
+
+
+def _warn_of_another_division(data: Data, folder: Path, dataset: Dataset) -> None:
+    """Log a line if these are one's own images that a run was trained on, divided in another
+    way."""
+    from taet.data.sources import full_name, is_own
+    from taet.run.folder import RunFolder
+
+    record = RunFolder(folder).record
+    is_same_source = full_name(data.name) == full_name(record.run.data.name)
+    if is_own(data.name) and is_same_source and dataset.test.sha256 != record.data.hashes["test"]:
+        _logger.warning(
+            "taet: %s was trained on %s, and its test images were others: training images may be "
+            "among these; taet evaluate %s tests it on its own",
+            *(folder, record.run.data.name, folder),
+        )
 
 
 def _load_network(name: str, dataset: Dataset, options: OfModel) -> NamedModel:
