@@ -5,7 +5,7 @@ import pytest
 
 import taet
 from taet.card.card import ResultCard
-from taet.report.sentences import in_plain_words, lead
+from taet.report.sentences import in_plain_words, lead, warnings
 from tests.report.made import ATTACKS, PROBE, MakeCard, right
 
 
@@ -164,3 +164,10 @@ def test_rows_that_are_better_in_the_common_seeds_are_named(make_card: MakeCard)
     other = right(make_card("at-bsl"), 0.6, *ATTACKS)
     end = "; of the runs with seeds of both, those of at-bsl are better."
     assert lead(taet.results([*cards, other])).endswith(end)
+
+
+def test_the_warning_on_chance_comes_first(make_card: MakeCard) -> None:
+    cards = [make_card("taet"), right(make_card("at"), 0.05, *ATTACKS)]
+    flags = [warning.flag for warning in warnings(taet.results(cards))]
+    assert flags[0] == "at-chance"
+    assert len(flags) > 1

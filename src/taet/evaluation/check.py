@@ -291,5 +291,8 @@ def _accuracy(logits: Tensor, labels: Tensor, num_classes: int) -> Finding:
     reached = percent(accuracies.balanced_accuracy(*counts))
     text = f"balanced accuracy {reached} %, chance is {percent(chance)} %"
     if not fine:
-        text += "; are weights, normalisation, order of the classes and image size right?"
+        text += (
+            "; are weights, normalisation, order of the classes and image size right, and was it "
+        )
+        text += "trained long enough?"
     return Finding("accuracy", text, ok=fine)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from taet.evaluation.flags import raised
+from taet.evaluation.flags import MASKING, raised
 from taet.formatting import join_words, percent, percent_interval, plural
 from taet.metrics.paired import Difference
 from taet.report.doubts import reason_for_doubt
@@ -196,7 +196,7 @@ def _how_sure(paired: dict[str, Difference | None]) -> str:
 
 def warnings(results: Results) -> list[RaisedFlag]:
     """Return the warnings of the present rules, with the text of the first card of each row; those
-    of one flag together."""
+    of one flag together, and first those that leave a number without meaning."""
     cards_in = {row: len(results.cards_of(row)) for row in results.rows}
     raised_by = _raised_by(results)
     rows_by_text: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -212,7 +212,14 @@ def warnings(results: Results) -> list[RaisedFlag]:
     found = [
         RaisedFlag(flag, join_words(rows), text) for (flag, text), rows in rows_by_text.items()
     ]
-    return sorted(found, key=lambda warning: flags.index(warning.flag))
+    return sorted(found, key=lambda warning: (_rank(warning.flag), flags.index(warning.flag)))
+
+
+def _rank(flag: str) -> int:
+    """Return the place of a warning among others: chance, misled attacks, and the rest."""
+    if flag == AT_CHANCE:
+        return 0
+    return 1 if flag in MASKING else 2
 
 
 def _raised_by(results: Results) -> dict[tuple[str, str], list[tuple[int | None, str]]]:
