@@ -127,9 +127,11 @@ def table(found: dict[str, Any]) -> Iterator[str]:
     classes = [row["classes"] for row in found["more"]["rows"]]
     small = f"small networks, {min(classes)} to {max(classes)} classes" if classes else "others"
     for name, rows in (("committed cards", found["cards"]), (small, found["more"])):
-        alarms = "; ".join(f"`{flag}` {n}" for flag, n in rows["gaps"]["false alarms"].items())
         models, accused = rows["gaps"]["models"], rows["gaps"]["accused"]
-        yield f"| honest: {name} | {models} | {accused}{alarms and f' ({alarms})'} |"
+        alarms = rows["gaps"]["false alarms"]
+        flags = ", ".join(f"`{flag}` on {cards}" for flag, cards in alarms.items())
+        several = ", some on the same" if sum(alarms.values()) > accused else ""
+        yield f"| honest: {name} | {models} | {accused}{flags and f' ({flags}{several})'} |"
     for broken, name in ((False, "honest: networks of the museum"), (True, "broken defences")):
         kinds = [kind for kind in found["museum"].values() if kind["broken"] == broken]
         networks = sum(kind["networks"] for kind in kinds)
