@@ -84,13 +84,17 @@ def _warn_of_another_division(data: Data, folder: Path, dataset: Dataset) -> Non
     from taet.data.sources import full_name, is_own
     from taet.run.folder import RunFolder
 
+    def place(name: str) -> Path:
+        return Path(full_name(name).partition(":")[2]).expanduser().resolve()
+
     record = RunFolder(folder).record
-    is_same_source = full_name(data.name) == full_name(record.run.data.name)
-    if is_own(data.name) and is_same_source and dataset.test.sha256 != record.data.hashes["test"]:
+    trained_on = record.run.data.name
+    is_trained_on = is_own(data.name) and place(data.name) == place(trained_on)
+    if is_trained_on and dataset.test.sha256 != record.data.hashes["test"]:
         _logger.warning(
             "taet: %s was trained on %s, and its test images were others: training images may be "
             "among these; taet evaluate %s tests it on its own",
-            *(folder, record.run.data.name, folder),
+            *(folder, trained_on, folder),
         )
 
 

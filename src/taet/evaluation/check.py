@@ -291,8 +291,6 @@ def _accuracy(logits: Tensor, labels: Tensor, num_classes: int) -> Finding:
     reached = percent(accuracies.balanced_accuracy(*counts))
     text = f"balanced accuracy {reached} %, chance is {percent(chance)} %"
     if not fine:
-        text += (
-            "; are weights, normalisation, order of the classes and image size right, and was it "
-        )
-        text += "trained long enough?"
+        right = "weights, normalisation, order of the classes and image size right"
+        text += f"; are {right}, and was it trained long enough?"
     return Finding("accuracy", text, ok=fine)
