@@ -202,36 +202,51 @@ def on_all_images() -> str:
 
 
 def verdicts() -> str:
-    """Return how far the cheap tier is above the official suite, and what a search in bfloat16
+    """Return how far the cheap tier is from the official suite, and what a search in bfloat16
     changes."""
     measured = json.loads((HERE / "verdicts.json").read_text(encoding="utf-8"))
-    lines = [
-        gap_of([row for row in measured["quick"] if row["images"] == size]) for size in (1000, 300)
+    beside_autoattack = [
+        [
+            *("pairs of model and ball", "images of each", "`quick` minus AutoAttack, largest"),
+            *("mean", "broken by AutoAttack alone", "by `quick` alone", "times fewer passes"),
+        ]
     ]
+    for size in (1000, 300):
+        of_size = [row for row in measured["quick"] if row["images"] == size]
+        beside_autoattack.append(_quick_beside_autoattack(of_size))
+    in_bfloat16 = [["attack in bfloat16", "models", "images unlike float32", "minus float32"]]
     for attack in sorted({row["attack"] for row in measured["search"]}):
         of = [row for row in measured["search"] if row["attack"] == attack]
-        points = [100 * (row["correct"][1] - row["correct"][0]) / row["images"] for row in of]
-        lines.append(
-            f"- `{attack}` in bfloat16, {len(of)} models: {sum(row['differing'] for row in of)} of "
-            f"{sum(row['images'] for row in of):,} images differ from float32; accuracy by "
-            f"{min(points):+.2f} to {max(points):+.2f} points."
+        gaps = [100 * (row["correct"][1] - row["correct"][0]) / row["images"] for row in of]
+        differing, images = (sum(row[name] for row in of) for name in ("differing", "images"))
+        in_bfloat16.append(
+            [
+                *(f"`{attack.partition(':')[0]}`", str(len(of)), f"{differing} of {images:,}"),
+                f"{_signed(min(gaps))} to {_signed(max(gaps))}",
+            ]
         )
-    return "\n".join(lines)
+    return f"{markdown_table(beside_autoattack)}\n\n{markdown_table(in_bfloat16)}"
 
 
-def gap_of(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return what rows with the same number of images say together."""
+def _signed(points_of_accuracy: float) -> str:
+    """Return a difference in points with its sign and two decimals."""
+    return f"{points_of_accuracy:+.2f}".replace("-", "−")
+
+
+def _quick_beside_autoattack(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the cells of what rows with the same number of images say together; differences of
+    accuracy in points."""
     gaps = [row["quick"] - row["autoattack"] for row in rows]
     images, fewer = rows[0]["images"], [row["fewer_passes"] for row in rows]
+    whole = images * len(rows)
     theirs, ours = (
         sum(row[f"only_{which}_breaks"] for row in rows) for which in ("autoattack", "quick")
     )
-    return (
-        f"- `quick`, {len(rows)} pairs of model and ball, {images:,} images: at most "
-        f"{max(gaps):.2f} points above AutoAttack, {statistics.mean(gaps):+.2f} on average; "
-        f"AutoAttack alone breaks {theirs} of {images * len(rows):,} images, `quick` alone {ours}; "
-        f"{min(fewer):.0f} to {max(fewer):.0f} times fewer passes."
-    )
+    return [
+        *(str(len(rows)), f"{images:,}", _signed(max(gaps))),
+        *(_signed(statistics.mean(gaps)), f"{theirs} of {whole:,}", f"{ours} of {whole:,}"),
+        f"{min(fewer):.0f} to {max(fewer):.0f}",
+    ]
 
 
 def rendered(page: Path) -> str:
