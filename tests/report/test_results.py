@@ -255,6 +255,18 @@ def test_attacks_whose_plug_in_was_edited_are_told_apart(make_card: MakeCard) ->
     assert named < {*taet.results(cards).columns}
 
 
+def test_a_printed_table_shows_all_columns_also_in_a_narrow_terminal(
+    make_card: MakeCard,
+) -> None:
+    found = taet.results(make_card("at"))
+    for frame in (found.table(), found.scores(), found.table().head(3)):
+        with pd.option_context("display.max_columns", 4, "display.width", 80):
+            printed = repr(frame)
+        words = {word for line in printed.splitlines() for word in line.split()}
+        assert {*frame.columns} <= words
+        assert max(map(len, printed.splitlines())) <= 80
+
+
 def test_several_test_sets_are_separate_tables(make_card: MakeCard) -> None:
     card = make_card("at")
     found = taet.results(

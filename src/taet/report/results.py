@@ -25,6 +25,7 @@ from taet.metrics.accuracies import Ints
 from taet.metrics.paired import Difference, difference
 from taet.report import doubts, write
 from taet.report.entries import TableEntry, entries_of, group_by, place_in_table, shared_images
+from taet.report.frames import WholeFrame
 from taet.report.read_cards import Sources, read_cards
 from taet.report.scores import labels_in, over_seeds, table_of
 
@@ -200,7 +201,7 @@ class Results:
         accuracy of a class is its recall; `precision` and `f1` are those of a class, and the `f1`
         of balanced is their mean.
         """
-        return self._table.sort_values("card", kind="stable", ignore_index=True)
+        return WholeFrame(self._table.sort_values("card", kind="stable", ignore_index=True))
 
     @cached_property
     def _table(self) -> pd.DataFrame:
@@ -243,7 +244,7 @@ class Results:
         scores = self._scores
         if groups:
             scores = scores[scores["group"].isin(groups)]
-        return scores.reset_index(drop=True)
+        return WholeFrame(scores.reset_index(drop=True))
 
     @cached_property
     def _scores(self) -> pd.DataFrame:
