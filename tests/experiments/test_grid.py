@@ -96,6 +96,7 @@ def test_a_file_and_its_defaults(tmp_path: Path) -> None:
             "methods: got the row mart 2 times; allowed: each once",
         ),
         ({"seeds": [0, 0]}, "seeds: got 0 2 times; allowed: each once"),
+        ({"data": ["digit-lt"]}, r"^unknown data set.* 'digit-lt'.*did you mean 'digits-lt'\?"),
         ({"protocol": "tat"}, r"unknown protocol 'tat'.*did you mean 'taet'\?"),
         ({"settings": {"epoch": 3}}, r"settings: unknown setting 'epoch'.*did you mean 'epochs'\?"),
         (

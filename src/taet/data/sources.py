@@ -113,6 +113,11 @@ def _resolved(data: Data) -> tuple[Data, registry.RegistryEntry]:
     return data.replace(name=name, imbalance_ratio=ratio, profile=profile), known[kind]
 
 
+def check_name(name: str) -> None:
+    """Refuse a name that is no data set, and no path of images."""
+    _resolved(Data(name=name))
+
+
 def is_cut(data: Data) -> bool:
     """Whether the data are cut to a long tail: a class order then says which classes are rare."""
     return _resolved(data)[0].imbalance_ratio is not None

@@ -18,7 +18,7 @@ from taet import methods, protocols, registry
 from taet.card.card import Card
 from taet.card.store import card_of
 from taet.data import facts, is_own
-from taet.data.sources import full_name, is_cut
+from taet.data.sources import check_name, full_name, is_cut
 from taet.errors import UserError, nearest, prefix_errors
 from taet.evaluation.attack_sets import attacks_of, of_run
 from taet.evaluation.runner import matching
@@ -347,6 +347,8 @@ def cells_of(
     None: as this one.
     """
     with prefix_errors(asked_by and f"specification {asked_by}"):
+        for data in grid.data:
+            check_name(data)
         planner = _Planner(grid, out / "runs", asked_by or "specification", accelerated)
         variants = [Variant.model_construct(name="", settings={}), *grid.variants]
         once = list[Cell]()
