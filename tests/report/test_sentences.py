@@ -47,6 +47,14 @@ def test_an_accuracy_under_attack_that_may_be_chance_says_so(make_card: MakeCard
     )
 
 
+def test_rows_without_the_strongest_attack_are_named(make_card: MakeCard) -> None:
+    card = make_card("taet")
+    clean_alone = card.changed(columns=card.columns[:1])
+    sentence = lead(taet.results(make_card("at"), clean_alone))
+    assert sentence.startswith("Under autoattack, at keeps a balanced accuracy of ")
+    assert sentence.endswith(" taet was not attacked with autoattack.")
+
+
 def test_what_the_attack_does_is_said_in_numbers_of_images(make_card: MakeCard) -> None:
     card = right(right(make_card("at"), 0.9, "clean"), 0.25, "autoattack")
     assert in_plain_words(taet.results(card)) == (

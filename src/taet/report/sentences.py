@@ -168,11 +168,20 @@ def _on_the_best(results: Results) -> str:
     if tested > 1 and score["low"] <= chance:
         whom = "even the best row" if others else best
         begin += f"{whom} is not shown to be above chance ({percent(chance)} %): "
+    without = _on_rows_without([row for row in results.rows if row not in scores.index], attack)
     if not others:
-        return f"{begin}{best} keeps a balanced accuracy of {number}."
+        return f"{begin}{best} keeps a balanced accuracy of {number}.{without}"
     paired = {row: results.difference(best, row, attack) for row in others}
     highest = f"{begin}{best} has the highest balanced accuracy, {number}"
-    return f"{highest}; {_how_sure(paired)}."
+    return f"{highest}; {_how_sure(paired)}.{without}"
+
+
+def _on_rows_without(rows: Sequence[str], attack: str) -> str:
+    """Return a sentence on the rows that have no number under the attack, if there are any."""
+    if not rows:
+        return ""
+    verb = "was" if len(rows) == 1 else "were"
+    return f" {join_words(rows, MOST_NAMED)} {verb} not attacked with {attack}."
 
 
 def _how_sure(paired: dict[str, Difference | None]) -> str:
