@@ -32,6 +32,7 @@ def test_a_dry_run_says_what_is_there_and_what_is_missing(
     assert "core-hours left" in first
 
 
+@pytest.mark.full
 def test_a_dry_run_whose_reader_has_left_ends_without_a_word() -> None:
     reader, writer = os.pipe()
     os.close(reader)

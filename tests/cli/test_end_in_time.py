@@ -64,16 +64,14 @@ WORDS = {
     "attack": ["evaluate", "--model", "slow:in_attack", "--data", "digits-lt", "--out", "card"],
 }
 SOME = [
-    pytest.param(place, number, marks=[] if place == "training" else [pytest.mark.full])
-    for place, number in (
-        ("import", signal.SIGTERM),
-        ("data", signal.SIGINT),
-        ("training", signal.SIGTERM),
-        ("attack", signal.SIGINT),
-    )
+    ("import", signal.SIGTERM),
+    ("data", signal.SIGINT),
+    ("training", signal.SIGTERM),
+    ("attack", signal.SIGINT),
 ]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("place", "number"), SOME)
 def test_a_signal_ends_a_command_within_seconds(
     place: str, number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -172,7 +172,9 @@ for number, _ in enumerate(in_processes(time.sleep, [0.05] * 10000, 2)):
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.full)]
+)
 def test_an_interruption_ends_all_processes(number: signal.Signals) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED],

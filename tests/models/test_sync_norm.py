@@ -79,6 +79,7 @@ def work(number: int, folder: Path) -> None:
         torch.save(found, folder / f"{number}.pt")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", NORMS)
 def test_it_is_that_of_the_whole_batch(name: str, two_processes: list[dict[str, Any]]) -> None:
     expected = passed(name, slice(0, SAMPLES))

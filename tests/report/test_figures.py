@@ -46,6 +46,7 @@ def test_both_figures_have_the_same_axis(cards: dict[str, ResultCard]) -> None:
     assert heights[0] == heights[1]
 
 
+@pytest.mark.full
 def test_a_curve_shows_the_numbers_of_its_columns(run: Path) -> None:
     results = taet.results(run)
     (curve,) = figures.strength(results)
